@@ -1,0 +1,1 @@
+"""Speed and quality measurements that a person can decide by."""

@@ -1,0 +1,129 @@
+"""Every error a user can meet, each with its own exit code and a remedy.
+
+The command line prints one sentence, `error: PROBLEM; REMEDY`, and leaves with `exit_code`. Codes 0 to 2 and 130 have their
+usual meanings (success, unforeseen failure, wrong usage, interrupted), so ours start at 3.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TinyEdgeError(Exception):
+    """What was found and what was expected (`problem`), and what the user can do (`remedy`)."""
+
+    exit_code: ClassVar[int] = 1
+    default_remedy: ClassVar[str] = "run the command again with --debug to see where it happened"
+
+    def __init__(self, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy or self.default_remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"
+
+
+class CheckpointError(TinyEdgeError):
+    """A checkpoint that is missing, truncated, or not in a format we read."""
+
+    exit_code = 3
+    default_remedy = "copy or download the checkpoint again and check its size"
+
+
+class UnsafePickleError(TinyEdgeError):
+    """A pickle that asks for anything but tensors, storages and plain containers."""
+
+    exit_code = 4
+    default_remedy = "do not load this file elsewhere either unless you trust its origin; ask for safetensors instead"
+
+
+class UnsupportedArchitectureError(TinyEdgeError):
+    """A model family that no row of the architecture table describes."""
+
+    exit_code = 5
+    default_remedy = "convert it with a tool that knows this family"
+
+
+class TokenizerError(TinyEdgeError):
+    """No tokenizer, one that cannot be read, or one that disagrees with the embedding."""
+
+    exit_code = 6
+    default_remedy = "put tokenizer.model or tokenizer.json beside the weights"
+
+
+class TensorMismatchError(TinyEdgeError):
+    """A tensor that is missing, unexpected, or of another shape than the configuration says."""
+
+    exit_code = 7
+    default_remedy = "check that the configuration belongs to these weights"
+
+
+class WeightValueError(TinyEdgeError):
+    """A weight that is NaN or infinite, or does not fit the requested type."""
+
+    exit_code = 8
+    default_remedy = "take an earlier checkpoint: training diverged or the file is damaged"
+
+
+class OutputError(TinyEdgeError):
+    """An output path that cannot be written."""
+
+    exit_code = 9
+    default_remedy = "choose another path with -o"
+
+
+class DiskSpaceError(TinyEdgeError):
+    """Not enough free disk for the output."""
+
+    exit_code = 10
+    default_remedy = "free some space or choose another disk with -o"
+
+
+class GGUFError(TinyEdgeError):
+    """A GGUF file that is damaged, truncated, or of a version we do not read."""
+
+    exit_code = 11
+    default_remedy = "copy or download the file again, or make it anew with `tinyedge quantize`"
+
+
+class BackendError(TinyEdgeError):
+    """A backend that is not compiled in or whose device is not present."""
+
+    exit_code = 12
+    default_remedy = "use --backend auto"
+
+
+class MemoryFitError(TinyEdgeError):
+    """Weights, KV cache and compute buffers that cannot fit free memory."""
+
+    exit_code = 13
+    default_remedy = "use a smaller --ctx or a smaller quantization type"
+
+
+class NativeError(TinyEdgeError):
+    """llama.cpp refused or failed, or the installed library lacks what we need."""
+
+    exit_code = 14
+    default_remedy = "run again with --verbose to see llama.cpp's own messages"
+
+
+class PromptError(TinyEdgeError):
+    """A prompt that cannot be used: unreadable, not UTF-8, or longer than the context."""
+
+    exit_code = 15
+    default_remedy = "shorten the prompt or raise --ctx"
+
+
+class ModelNotFoundError(TinyEdgeError):
+    """A model path that does not exist or is neither a GGUF file nor a checkpoint."""
+
+    exit_code = 16
+    default_remedy = "give a .gguf file, a checkpoint folder, or `demo`"
+
+
+class SelfCheckError(TinyEdgeError):
+    """Quantization kernels whose error is out of the stored bounds: a miscompiled library."""
+
+    exit_code = 17
+    default_remedy = "rebuild llama-cpp-python without extra compiler flags"

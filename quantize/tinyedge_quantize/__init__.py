@@ -1,0 +1,1 @@
+"""Checkpoint to GGUF: reading, planning, quantizing and writing in one pass."""
