@@ -1,0 +1,102 @@
+"""Number formats, progress bars and the human / --json switch: everything the commands print goes through here.
+
+Data goes to stdout, everything else (status lines, bars, errors) to stderr. rich is imported only where a bar is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_COUNT_UNITS = ("", "K", "M", "B", "T")
+
+Advance = Callable[[int], None]
+
+
+def format_bytes(count: int) -> str:
+    """`637 MiB`, `1.1 GiB`, `12 KiB`: binary units, two digits below ten."""
+    value = float(count)
+    for unit in _BINARY_UNITS[:-1]:
+        if value < 1023.5:
+            break
+        value /= 1024
+    else:
+        unit = _BINARY_UNITS[-1]
+    if unit == "B":
+        return f"{count} B"
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+
+
+def format_count(count: int) -> str:
+    """`1.1 B`, `5.2 M`, `256`: a number of parameters or tokens in decimal steps."""
+    value = float(count)
+    for unit in _COUNT_UNITS[:-1]:
+        if value < 999.5:
+            break
+        value /= 1000
+    else:
+        unit = _COUNT_UNITS[-1]
+    if not unit:
+        return str(count)
+    return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`8.2 s`, `1 min 05 s`, `340 ms`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text from a stranger's file, safe for a terminal: control characters escaped, long text cut."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout, the whole of it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_line(text: str = "") -> None:
+    """A line of data on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def status(text: str) -> None:
+    """A line about what is going on, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def byte_progress(label: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
+    """A bar of bytes with speed and time left on stderr; silent when stderr is not a terminal or `quiet`.
+
+    Yields a function that takes the bytes done since its last call.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,295 @@
+"""A model, a context and a sampler of llama.cpp as Python objects that close themselves.
+
+Nothing is allocated per token: one batch and one buffer live as long as their owner. Closing twice is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from tinyedge.errors import NativeError
+from tinyedge.native import library, log
+from tinyedge.native.threads import ThreadPool
+
+BATCH_TOKENS = 512  # tokens per decode call and per compute graph, llama.cpp's own n_ubatch
+KV_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30}
+
+_ABORTED = 2  # llama_decode: the abort callback said so
+_NO_SLOT = 1  # llama_decode: no room in the KV cache
+
+
+class _Handle:
+    """A native object that is freed once, by `close` or at the end of a `with` block."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _failure(what: str) -> NativeError:
+    said = log.last_error()
+    return NativeError(f"llama.cpp {what}" + (f' ("{said}")' if said else ""))
+
+
+class Model(_Handle):
+    """The weights and the vocabulary of a GGUF file.
+
+    `device` is the ggml name of the GPU to use, None for the CPU alone; `gpu_layers` of its layers go there, all when
+    negative. Weights are memory-mapped where the device allows it. Raises NativeError when llama.cpp refuses the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: str | None = None, gpu_layers: int = 0) -> None:
+        self._llama: ModuleType = library.ready()
+        self._pointer: int | None = None
+        parameters = self._llama.llama_model_default_params()
+        chosen = (ctypes.c_void_p * 2)(library.device_handle(device) if device else None, None)
+        parameters.devices = ctypes.cast(chosen, ctypes.c_void_p)
+        parameters.n_gpu_layers = gpu_layers if device else 0
+        parameters.split_mode = self._llama.LLAMA_SPLIT_MODE_NONE if device else parameters.split_mode
+        log.forget()
+        self._pointer = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not self._pointer:
+            raise _failure(f"cannot load {Path(path).name}")
+        self._vocab = self._llama.llama_model_get_vocab(self._pointer)
+        self._piece = ctypes.create_string_buffer(64)
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            self._llama.llama_model_free(pointer)
+
+    @property
+    def pointer(self) -> int:
+        if not self._pointer:
+            raise NativeError("the model is closed already")
+        return self._pointer
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's own words for it: `llama 1B Q4_K - Medium`."""
+        buffer = ctypes.create_string_buffer(256)
+        self._llama.llama_model_desc(self.pointer, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def tensor_bytes(self) -> int:
+        return int(self._llama.llama_model_size(self.pointer))
+
+    @property
+    def parameters(self) -> int:
+        return int(self._llama.llama_model_n_params(self.pointer))
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._llama.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text, when this model wants one."""
+        if not self._llama.llama_vocab_get_add_bos(self._vocab):
+            return None
+        return int(self._llama.llama_vocab_bos(self._vocab))
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The tokens of `text`; BOS and EOS are added when `add_special` and the model wants them."""
+        raw = text.encode("utf-8")
+        room = len(raw) + 8
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * room)()
+            count = self._llama.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+        raise _failure(f"cannot tokenize {len(raw)} bytes of text")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, which may be a part of a character; nothing for a control token."""
+        count = self._llama.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
+        if count < 0:
+            self._piece = ctypes.create_string_buffer(-count)
+            count = self._llama.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
+        return self._piece.raw[:count]
+
+    def ends_generation(self, token: int) -> bool:
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+
+class Context(_Handle):
+    """A KV cache of `context` tokens over a model, and what decodes tokens into it.
+
+    Only the last token of a batch gets logits, so no buffer for 512 rows of a whole vocabulary is kept.
+    Raises NativeError when the memory cannot be had.
+    """
+
+    def __init__(self, model: Model, *, context: int, threads: int, kv_type: str = "F16", gpu: bool = False) -> None:
+        self._llama: ModuleType = library.ready()
+        self._pointer: int | None = None
+        self._pool: ThreadPool | None = None
+        self._model = model  # llama.cpp needs the model as long as the context
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = context
+        parameters.n_batch = parameters.n_ubatch = min(context, BATCH_TOKENS)
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
+        parameters.no_perf = True
+        parameters.offload_kqv = parameters.op_offload = gpu
+        if hasattr(parameters, "n_outputs_max"):  # llama-cpp-python before 0.3.33 has no such field
+            parameters.n_outputs_max = 1
+        log.forget()
+        self._pointer = self._llama.llama_init_from_model(model.pointer, parameters)
+        if not self._pointer:
+            raise _failure(f"cannot make a context of {context} tokens")
+        self._pool = ThreadPool(threads)
+        self._pool.attach(self._pointer)
+        self._memory = self._llama.llama_get_memory(self._pointer)
+        self._room = int(parameters.n_batch)
+        self._tokens = (ctypes.c_int32 * self._room)()
+        self._batch = self._llama.llama_batch_get_one(self._tokens, 0)
+        self._abort = False
+        self._abort_callback = self._llama.ggml_abort_callback(lambda _data: self._abort)
+        self._no_callback = self._llama.ggml_abort_callback()
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            self._llama.llama_free(pointer)
+        if self._pool:
+            self._pool.close()
+
+    @property
+    def pointer(self) -> int:
+        if not self._pointer:
+            raise NativeError("the context is closed already")
+        return self._pointer
+
+    def clear(self) -> None:
+        """Forgets every token; the cache's data need not be zeroed for that."""
+        self._llama.llama_memory_clear(self._memory, False)
+
+    def decode(self, token: int) -> None:
+        """Appends one token and computes its logits."""
+        self._tokens[0] = token
+        self._run(1)
+
+    def decode_all(self, tokens: Sequence[int]) -> None:
+        """Appends `tokens` and computes the logits of the last. Ctrl-C is heeded within one operation of the graph."""
+        self._llama.llama_set_abort_callback(self.pointer, self._abort_callback, None)
+        try:
+            with self._abort_on_interrupt():
+                for start in range(0, len(tokens), self._room):
+                    part = tokens[start : start + self._room]
+                    self._tokens[: len(part)] = part
+                    self._run(len(part))
+        finally:
+            self._llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
+
+    def wait(self) -> None:
+        """Returns when the device has finished what it was given."""
+        self._llama.llama_synchronize(self.pointer)
+
+    def _run(self, count: int) -> None:
+        self._batch.n_tokens = count
+        status = self._llama.llama_decode(self.pointer, self._batch)
+        if status == 0:
+            return
+        if status == _ABORTED and self._abort:
+            return  # _abort_on_interrupt raises at its end
+        if status == _NO_SLOT:
+            raise NativeError(f"the KV cache has no room for {count} more tokens", "raise --ctx")
+        raise _failure(f"failed to decode {count} tokens (status {status})")
+
+    @contextlib.contextmanager
+    def _abort_on_interrupt(self) -> Iterator[None]:
+        """Lets SIGINT end a long decode, then handles it as it would have been handled.
+
+        Python runs a signal's handler between bytecodes only, and a decode may take a minute on a board. The abort
+        callback, called between two graph operations, is such bytecode; but an exception raised inside a ctypes
+        callback is lost, so during the decode the handler only takes a note.
+        """
+        self._abort = False
+        usual = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(usual):
+            yield
+            return
+
+        def take_note(_number: int, _frame: object) -> None:
+            self._abort = True
+
+        signal.signal(signal.SIGINT, take_note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+            if self._abort:
+                usual(signal.SIGINT, None)
+
+
+class Sampler(_Handle):
+    """llama.cpp's chain in its usual order: penalties, top-k, top-p, min-p, temperature, a draw; greedy at temperature 0.
+
+    The same seed gives the same draws. `repeat_penalty` looks at the last `repeat_last` tokens that were sampled.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repeat_penalty: float,
+        repeat_last: int,
+        seed: int,
+    ) -> None:
+        self._llama: ModuleType = library.ready()
+        self._pointer: Any = self._llama.llama_sampler_chain_init(self._llama.llama_sampler_chain_default_params())
+        parts = []
+        if repeat_penalty != 1.0:
+            parts.append(self._penalties(model.vocabulary_size, repeat_last, repeat_penalty))
+        if temperature <= 0.0:
+            parts.append(self._llama.llama_sampler_init_greedy())
+        else:
+            parts += [
+                self._llama.llama_sampler_init_top_k(top_k),
+                self._llama.llama_sampler_init_top_p(top_p, 1),
+                self._llama.llama_sampler_init_min_p(min_p, 1),
+                self._llama.llama_sampler_init_temp(temperature),
+                self._llama.llama_sampler_init_dist(seed),
+            ]
+        for part in parts:
+            self._llama.llama_sampler_chain_add(self._pointer, part)
+
+    def _penalties(self, vocabulary: int, last: int, repeat: float) -> Any:
+        make = self._llama.llama_sampler_init_penalties
+        with_vocabulary = len(make.argtypes) == 5  # older releases do not take the size of the vocabulary
+        return make(*((vocabulary,) if with_vocabulary else ()), last, repeat, 0.0, 0.0)
+
+    def accept(self, token: int) -> None:
+        """Counts a token of the prompt among those that the penalty looks at."""
+        self._llama.llama_sampler_accept(self._pointer, token)
+
+    def sample(self, context: Context) -> int:
+        """The next token, drawn from the last logits and accepted into the chain."""
+        token: int = self._llama.llama_sampler_sample(self._pointer, context.pointer, -1)
+        return token
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            self._llama.llama_sampler_free(pointer)

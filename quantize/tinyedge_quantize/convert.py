@@ -1,0 +1,76 @@
+"""Checkpoint in, GGUF file out: the one call behind `tinyedge quantize`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyedge.errors import OutputError
+from tinyedge_quantize.checkpoint import Checkpoint, open_checkpoint
+from tinyedge_quantize.plan import QuantPlan, make_plan
+from tinyedge_quantize.recipes import find_recipe
+from tinyedge_quantize.write import write
+
+DEFAULT_TYPE = "Q4_K_M"
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was written: `source_bytes` and `bytes` of the files, wall-clock `seconds`, and tensors per type."""
+
+    path: Path
+    type: str
+    layout: str
+    parameters: int
+    source_bytes: int
+    bytes: int
+    seconds: float
+    type_counts: dict[str, int]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the whole file for each parameter."""
+        return 8 * self.bytes / self.parameters
+
+
+def convert(
+    source: Path,
+    output: Path,
+    type_name: str = DEFAULT_TYPE,
+    *,
+    config_name: str | None = None,
+    pre_tokenizer: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ConversionReport:
+    """Quantizes the checkpoint at `source` into `output` in one pass.
+
+    `progress` is called with the bytes written since its last call. Raises a TinyEdgeError and leaves no file when the checkpoint
+    cannot be converted or written; an existing `output` stays as it was.
+    """
+    recipe = find_recipe(type_name)
+    started = time.perf_counter()
+    with open_checkpoint(source, config_name) as checkpoint:
+        plan = make_plan(checkpoint, recipe, pre_tokenizer)
+        write_plan(checkpoint, plan, output, threads, progress)
+        return ConversionReport(
+            path=output,
+            type=recipe.name,
+            layout=checkpoint.arranged.layout,
+            parameters=plan.parameters,
+            source_bytes=checkpoint.source_bytes,
+            bytes=plan.total_bytes,
+            seconds=time.perf_counter() - started,
+            type_counts=plan.type_counts,
+        )
+
+
+def write_plan(
+    checkpoint: Checkpoint, plan: QuantPlan, output: Path, threads: int | None, progress: Callable[[int], None] | None
+) -> None:
+    """Writes a plan of an open checkpoint, which must not be its own output."""
+    if output.exists() and any(output.samefile(file.path) for file in checkpoint.files):
+        raise OutputError(f"{output} is a file of the checkpoint itself")
+    write(plan, output, threads, progress)

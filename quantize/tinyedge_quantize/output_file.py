@@ -1,0 +1,134 @@
+"""A file that appears whole or not at all.
+
+On Linux the data goes to a file without a name, which gets one only when it is complete: a killed process or a power cut leaves
+nothing behind, not even a temporary file on a board's small card. Elsewhere it is a temporary name beside the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyedge.errors import DiskSpaceError, OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file being written at chosen positions, from any thread."""
+
+    path: Path
+    descriptor: int
+
+    def write_at(self, data: memoryview | bytes, offset: int) -> None:
+        """Writes all of `data` at `offset`; raises DiskSpaceError or OutputError."""
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.pwrite(self.descriptor, view, offset)
+                view = view[count:]
+                offset += count
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises OutputError when the folder of `path` cannot be written, DiskSpaceError when `needed` bytes do not fit."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder")
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist", "make it first or choose another path with -o")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {folder} is not writable")
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskSpaceError(
+            f"{path.name} needs {needed:,} bytes and {folder} has {free:,} free",
+            f"free {needed - free:,} bytes, choose another disk with -o, or a smaller type with -t",
+        )
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[OutputFile]:
+    """A file that takes the name `path`, replacing what had it, when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    descriptor, named = _create(path, temporary)
+    try:
+        yield OutputFile(path, descriptor)
+        _publish(path, temporary, descriptor, named=named)
+        named = False
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        os.close(descriptor)
+        if named:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def _create(path: Path, temporary: Path) -> tuple[int, bool]:
+    """A descriptor for a new file and whether it has its temporary name already."""
+    try:
+        if sys.platform == "linux" and _can_name_later(path.parent, temporary):
+            return os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), False
+        return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _can_name_later(folder: Path, name: Path) -> bool:
+    """Whether files without a name can be made in `folder` and named afterwards; tried with an empty one."""
+    try:
+        probe = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError:
+        return False
+    try:
+        _give_name(probe, name)
+        name.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(probe)
+    return True
+
+
+def _give_name(descriptor: int, name: Path) -> None:
+    """Names a file made with O_TMPFILE, as open(2) describes."""
+    folder = os.open(name.parent, os.O_RDONLY)
+    try:
+        # Only with a folder descriptor does os.link call linkat with AT_SYMLINK_FOLLOW, without which /proc's link is not followed.
+        os.link(f"/proc/self/fd/{descriptor}", name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
+def _publish(path: Path, temporary: Path, descriptor: int, *, named: bool) -> None:
+    os.fsync(descriptor)
+    if not named:
+        _give_name(descriptor, temporary)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_error(path: Path, error: OSError) -> DiskSpaceError | OutputError:
+    if error.errno in _FULL:
+        return DiskSpaceError(f"the disk became full while {path.name} was written; nothing was left behind")
+    return OutputError(f"{path} cannot be written ({error.strerror})")

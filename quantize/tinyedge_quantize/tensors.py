@@ -1,0 +1,197 @@
+"""Tensors as they lie in checkpoint files: where each row is and how to read it without mapping the file.
+
+Rows are read with pread into buffers the caller reuses, so resident memory stays that of the slabs in flight: mapped pages would
+count as ours and a board with 1 GB would start to swap.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyedge.errors import CheckpointError, TensorMismatchError
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+RowOrder: TypeAlias = npt.NDArray[np.int64]
+
+# Floating types a weight may have, with bytes per element. Others are listed so that a message can name them.
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+OTHER_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8": 1}
+DTYPE_BYTES = FLOAT_BYTES | OTHER_BYTES
+
+# Where a row's elements lie further apart than this, reading them one by one costs less than reading the span between them.
+_SPARSE_STRIDE_BYTES = 4096
+_GATHER_COLUMNS = 1024
+
+
+class WeightFile:
+    """An open checkpoint file: its path, size in bytes, and reads at a position that are safe from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check the file's permissions") from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read_into(self, out: Bytes, offset: int) -> None:
+        """Fills `out` from `offset`; raises CheckpointError when the file ends before."""
+        view = memoryview(out)
+        while view:
+            count = os.preadv(self._descriptor, [view], offset)
+            if count == 0:
+                raise CheckpointError(f"{self.path} ended at {offset} bytes while a tensor goes on")
+            view = view[count:]
+            offset += count
+
+    def read(self, count: int, offset: int) -> bytes:
+        """`count` bytes from `offset`, checked against the file's size before anything is allocated."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise CheckpointError(f"{self.path} is truncated: it has {self.size} bytes of the {offset + count} it speaks of")
+        out = np.empty(count, np.uint8)
+        self.read_into(out, offset)
+        return out.tobytes()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class RowReader(Protocol):
+    """Fills `out` with rows `first` to `first + count` of a matrix, row after row, in the file's own dtype."""
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class StridedRows:
+    """Rows of a (rows, columns) view: `offset` in bytes, strides and `itemsize` as torch counts them, in elements and bytes."""
+
+    file: WeightFile
+    offset: int
+    row_stride: int
+    column_stride: int
+    columns: int
+    itemsize: int
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        row_bytes = self.columns * self.itemsize
+        start = self.offset + first * self.row_stride * self.itemsize
+        if self.column_stride == 1 or self.columns == 1:
+            if self.row_stride == self.columns or count == 1:
+                self.file.read_into(out, start)
+                return
+            for row in range(count):
+                place = start + row * self.row_stride * self.itemsize
+                self.file.read_into(out[row * row_bytes : (row + 1) * row_bytes], place)
+            return
+        elements = out.reshape(count, self.columns, self.itemsize)
+        if self.row_stride == 1:
+            self._read_columns(start, count, elements)
+        else:
+            for row in range(count):
+                self._read_spread_row(start + row * self.row_stride * self.itemsize, elements[row])
+
+    def _read_columns(self, start: int, count: int, elements: Bytes) -> None:
+        """A transposed view: each column of the slab is contiguous in the file."""
+        column = np.empty(count * self.itemsize, np.uint8)
+        for index in range(self.columns):
+            self.file.read_into(column, start + index * self.column_stride * self.itemsize)
+            elements[:, index] = column.reshape(count, self.itemsize)
+
+    def _read_spread_row(self, start: int, row: Bytes) -> None:
+        step = self.column_stride * self.itemsize
+        if step > _SPARSE_STRIDE_BYTES:
+            for index in range(self.columns):
+                self.file.read_into(row[index], start + index * step)
+            return
+        for first in range(0, self.columns, _GATHER_COLUMNS):
+            count = min(_GATHER_COLUMNS, self.columns - first)
+            span = np.empty((count - 1) * step + self.itemsize, np.uint8)
+            self.file.read_into(span, start + first * step)
+            row[first : first + count] = np.lib.stride_tricks.as_strided(span, (count, self.itemsize), (step, 1))
+
+
+@dataclass(frozen=True)
+class ConstantRows:
+    """Rows of a small tensor that no file holds, such as the RoPE factors computed from the configuration."""
+
+    values: npt.NDArray[np.float32]
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        out[:] = self.values[first : first + count].view(np.uint8).ravel()
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor of a checkpoint: `shape` as torch gives it, `dtype` in safetensors' spelling, and how to read its rows.
+
+    A 1-D tensor counts as rows of one element. `order` gives, for each row, its index in the file: fused matrices are taken apart
+    and rotary rows permuted by choosing rows, never by moving weights.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reader: RowReader
+    order: RowOrder | None = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.columns * DTYPE_BYTES[self.dtype]
+
+    def select_rows(self, order: RowOrder, name: str | None = None) -> SourceTensor:
+        """The same tensor with row i read from row `order[i]`."""
+        if len(order) and int(order.max()) >= self.rows:
+            raise TensorMismatchError(f"tensor {self.name} has {self.rows} rows where the configuration needs {int(order.max()) + 1}")
+        combined = order if self.order is None else self.order[order]
+        return replace(self, name=name or self.name, shape=(len(order), *self.shape[1:]), order=combined)
+
+    def read_rows(self, first: int, count: int, out: Bytes, scratch: Bytes) -> None:
+        """Fills `out` (count * row_bytes) with rows; `scratch`, as large, is used when the rows have an order of their own."""
+        if self.order is None:
+            self.reader(first, count, out)
+            return
+        wanted = self.order[first : first + count]
+        by_place = np.argsort(wanted, kind="stable")
+        places = wanted[by_place]
+        breaks = np.flatnonzero(np.diff(places) != 1) + 1
+        row_bytes = self.row_bytes
+        for begin, end in zip([0, *breaks], [*breaks, count], strict=True):
+            self.reader(int(places[begin]), int(end - begin), scratch[begin * row_bytes : end * row_bytes])
+        back = np.empty(count, np.int64)
+        back[by_place] = np.arange(count)
+        np.take(scratch.reshape(count, row_bytes), back, axis=0, out=out.reshape(count, row_bytes))
+
+
+def file_tensor(
+    file: WeightFile, name: str, shape: tuple[int, ...], dtype: str, offset: int, strides: tuple[int, ...] | None = None
+) -> SourceTensor:
+    """A tensor at byte `offset` of `file`; `strides` in elements, contiguous when not given."""
+    rows_stride, column_stride = 1, 1
+    columns = shape[1] if len(shape) > 1 else 1
+    if strides is None:
+        rows_stride = columns
+    elif len(shape) == 1:
+        rows_stride = strides[0]
+    elif len(shape) == 2:
+        rows_stride, column_stride = strides
+    reader = StridedRows(file, offset, rows_stride, column_stride, columns, DTYPE_BYTES[dtype])
+    return SourceTensor(name, shape, dtype, reader)

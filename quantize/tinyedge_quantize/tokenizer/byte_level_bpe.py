@@ -1,0 +1,116 @@
+"""The `gpt2` vocabulary of byte-level BPE tokenizers: Llama 3, SmolLM, Qwen, GPT-2."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from tinyedge.errors import TokenizerError
+from tinyedge_quantize.metadata import MetadataEntry, string, strings
+
+from .added_tokens import AddedToken, check_pieces, read_added_tokens
+from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, show, wrong
+from .pretokenizers import pre_tokenizer_of_class, recognise_pre_tokenizer
+from .special import special_entries
+from .vocabulary import TokenType, Vocabulary, looks_special, refuse_more_than
+
+_NOT_READ = "convert it with a tool that knows this kind of tokenizer"
+_GPT2_SPECIALS = ("<|endoftext|>",)
+# Parts of a BPE model that change what text becomes, and that llama.cpp does not have.
+_UNSUPPORTED_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+
+
+def read_byte_level_bpe(
+    folder: TokenizerFolder, vocab_size: int, pre_tokenizer: str | None = None
+) -> dict[str, MetadataEntry]:
+    """The entries that conversion/base.py's `_set_vocab_gpt2` writes, the pre-tokenizer recognised or as given."""
+    if folder.tokenizer_json is None:
+        pieces = check_pieces(read_json(folder.path / "vocab.json"), vocab_size, "vocab.json")
+        pre = pre_tokenizer or pre_tokenizer_of_class((folder.tokenizer_config or {}).get("tokenizer_class"))
+        defaults, merges = _GPT2_SPECIALS if "<|endoftext|>" in pieces else (), None
+    else:
+        model = _check_model(folder.tokenizer_json)
+        pieces = check_pieces(model.get("vocab"), vocab_size, "tokenizer.json")
+        pre = pre_tokenizer or recognise_pre_tokenizer(folder.tokenizer_json, pieces)
+        defaults, merges = (), model.get("merges")
+    joined = _merges(merges, pieces) or _merges_txt(folder, pieces)
+    if not joined:
+        raise TokenizerError("the tokenizer has no merges, without which llama.cpp cannot load a byte-level BPE")
+    vocabulary = _vocabulary(pieces, read_added_tokens(folder, pieces, defaults), vocab_size)
+    head = {"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string(pre)}
+    arrays = vocabulary.entries(with_scores=False)
+    return head | arrays | {"tokenizer.ggml.merges": strings(joined)} | special_entries(folder, vocab_size)
+
+
+def _check_model(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
+    model = as_dict(tokenizer_json.get("model"), "model in tokenizer.json")
+    kind = model.get("type")
+    if kind != "BPE":
+        raise TokenizerError(f"tokenizer.json holds a model of type {show(kind)}, where BPE is needed", _NOT_READ)
+    for option in _UNSUPPORTED_OPTIONS:
+        if model.get(option):
+            raise TokenizerError(f"tokenizer.json sets {option}, which llama.cpp does not have", _NOT_READ)
+    decoder = tokenizer_json.get("decoder")
+    decoder_kind = as_dict(decoder, "decoder in tokenizer.json").get("type") if decoder is not None else None
+    if decoder_kind not in (None, "ByteLevel"):
+        raise TokenizerError(f"tokenizer.json has a BPE model with decoder {show(decoder_kind)}", _NOT_READ)
+    return model
+
+
+def _vocabulary(pieces: dict[str, int], added: list[AddedToken], vocab_size: int) -> Vocabulary:
+    vocabulary = Vocabulary(vocab_size)
+    for text, row in pieces.items():
+        vocabulary.put(row, text, 0.0, TokenType.NORMAL)
+    for token in added:
+        refuse_more_than(vocab_size, token.token_id + 1, "the tokenizer")
+        # llama.cpp expects added tokens as they read in plain text.
+        text = token.text if token.normalized else decode_bytes(token.text)
+        if token.special or looks_special(text):
+            vocabulary.put(token.token_id, text, 0.0, TokenType.CONTROL)
+        else:
+            vocabulary.put(token.token_id, text.replace("\u2581", " "), 0.0, TokenType.USER_DEFINED)
+    return vocabulary
+
+
+def decode_bytes(text: str) -> str:
+    """What a ByteLevel decoder makes of one token: its bytes as text, or the token itself when it is no byte-level text.
+
+    The converter gets this by encoding and decoding every non-normalized added token (conversion/base.py, get_vocab_base).
+    """
+    alphabet = _byte_alphabet()
+    if not all(character in alphabet for character in text):
+        return text
+    return bytes(alphabet[character] for character in text).decode("utf-8", errors="replace")
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself where it prints, else the next character from U+0100 on."""
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _merges(merges: Any, pieces: dict[str, int]) -> list[str]:
+    """The merges as `left right`, from either of the forms tokenizer.json has had."""
+    joined: list[str] = []
+    for merge in as_list([] if merges is None else merges, "merges in tokenizer.json"):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise wrong(merge, "a pair of tokens", f"merge {len(joined)} in tokenizer.json")
+        left, right = parts
+        if left not in pieces or right not in pieces or left + right not in pieces:
+            raise TokenizerError(f"merge {len(joined)} joins {show(left)} and {show(right)}, not all of them in the vocabulary")
+        # A space inside a token must not read as the separator; gguf writes its byte-level stand-in.
+        joined.append(f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}")
+    return joined
+
+
+def _merges_txt(folder: TokenizerFolder, pieces: dict[str, int]) -> list[str]:
+    path = folder.path / "merges.txt"
+    if not path.is_file():
+        return []
+    lines = read_text(path, MAX_JSON_BYTES).split("\n")
+    if lines[0].startswith("#"):
+        del lines[0]
+    return _merges([as_text(line.strip(), "merges.txt") for line in lines if line.strip()], pieces)
