@@ -1,6 +1,6 @@
 """Makes checkpoints with random weights: real weights cannot be had everywhere, and size, memory and speed do not depend on them.
 
-    python -m tinyedge_bench.random_checkpoint OUT [--shape tinyllama-1.1b] [--tokenizer tokenizer.model] [--seed 0]
+python -m tinyedge_bench.random_checkpoint OUT [--shape tinyllama-1.1b] [--tokenizer tokenizer.model] [--seed 0]
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,34 +79,39 @@ SHAPES = {
 }
 
 
-def make_checkpoint(folder: Path, shape: LlamaShape, tokenizer: Path, seed: int = 0) -> None:
-    """Writes a Hugging Face folder: config.json, model.safetensors in BF16, tokenizer.model and tokenizer_config.json."""
+def make_checkpoint(
+    folder: Path, shape: LlamaShape, tokenizer: Path, seed: int = 0, *, dtype: str = "BF16", tied: bool = False
+) -> None:
+    """Writes a Hugging Face folder: config.json, model.safetensors in BF16 or F32, tokenizer.model and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2))
+    (folder / "config.json").write_text(json.dumps(shape.config() | {"tie_word_embeddings": tied}, indent=2))
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+        json.dumps(
+            {"add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        )
     )
-    _write_weights(folder / "model.safetensors", shape, np.random.default_rng(seed))
+    tensors = [(name, sizes) for name, sizes in shape.tensors() if not (tied and name == "lm_head.weight")]
+    _write_weights(folder / "model.safetensors", tensors, dtype, np.random.default_rng(seed))
 
 
-def _write_weights(path: Path, shape: LlamaShape, random: np.random.Generator) -> None:
+def _write_weights(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str, random: np.random.Generator) -> None:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, sizes in shape.tensors():
-        size = 2 * int(np.prod(sizes))
-        entries[name] = {"dtype": "BF16", "shape": list(sizes), "data_offsets": [offset, offset + size]}
+    for name, sizes in tensors:
+        size = {"BF16": 2, "F32": 4}[dtype] * int(np.prod(sizes))
+        entries[name] = {"dtype": dtype, "shape": list(sizes), "data_offsets": [offset, offset + size]}
         offset += size
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for name, sizes in shape.tensors():
+        for name, sizes in tensors:
             count = int(np.prod(sizes))
             for first in range(0, count, _CHUNK):
                 values = random.standard_normal(min(_CHUNK, count - first), np.float32)
                 weights = np.ones_like(values) if "norm" in name else values * np.float32(INITIALIZER_RANGE)
-                file.write((weights.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+                file.write((weights if dtype == "F32" else (weights.view(np.uint32) >> 16).astype(np.uint16)).tobytes())
 
 
 def main() -> None:

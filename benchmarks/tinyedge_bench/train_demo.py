@@ -71,7 +71,8 @@ class Recipe:
     bpe_dropout: float = 0.05  # Provilkov et al. 2020 use 0.1; another segmentation of the books in every second epoch
     warmup: float = 0.02
     decay_from: float = 0.4  # constant until here, then linear to zero
-    long_from: float = 0.6  # half the context until here, the whole of it after: early steps are cheaper
+    long_from: float = 0.75  # half the context until here, the whole of it after: early steps are cheaper
+    looks: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)  # shares of the run after which the held-out book is measured
 
 
 # Text ---------------------------------------------------------------------------------------------------------------
@@ -335,13 +336,15 @@ class Trial:
     steps: int
     tokens: int
     minutes: float
+    cpu_minutes: float
     bits_per_byte: float
 
 
 def train(weights: Weights, batches: Batches, shape: Shape, recipe: Recipe, evaluate: Any) -> None:
-    """Trains the weights in place. `evaluate(Trial)` is called at each tenth of the second half and at the end."""
+    """Trains the weights in place. `evaluate(steps, tokens, minutes)` is called at each of the recipe's looks."""
     muon, adam = optimizers(weights, recipe)
-    begin, steps, tokens, next_look = time.monotonic(), 0, 0, 0.5
+    begin, steps, tokens = time.monotonic(), 0, 0
+    looks = list(recipe.looks)
     progress = 0.0
     while progress < 1:
         length = shape.context - 1 if progress >= recipe.long_from else shape.context // 2 - 1
@@ -362,9 +365,9 @@ def train(weights: Weights, batches: Batches, shape: Shape, recipe: Recipe, eval
         if steps % 20 == 0:
             speed = tokens / minutes / 60
             print(f"step {steps}  {minutes:.1f} min  loss {loss.item():.3f}  {speed:.0f} tokens/s", flush=True)
-        if progress >= min(next_look, 1):
-            next_look += 0.1
-            evaluate(Trial(steps=steps, tokens=tokens, minutes=minutes, bits_per_byte=math.nan))
+        if looks and progress >= looks[0]:
+            looks = [look for look in looks if look > progress]
+            evaluate(steps, tokens, minutes)
 
 
 # Files --------------------------------------------------------------------------------------------------------------
@@ -456,9 +459,9 @@ Written by `benchmarks/tinyedge_bench/train_demo.py`, this page included:
 | bits per byte on the held-out book | **{best:.3f}** (BF16 weights) |
 | the same, windows that do not overlap | {consecutive:.3f} |
 | seed | {seed} |
-| training time | {minutes:.1f} minutes, on {machine} (other work ran on it too) |
+| training time | {minutes:.1f} minutes on {machine}, shared: {cpu:.1f} cores used on average |
 | tokens seen | {tokens:,} in {steps:,} steps: {epochs:.1f} times the {stream:,} tokens of the books |
-| shape | {layers} layers, hidden {hidden}, FFN {ffn}, {heads} query and {kv_heads} KV heads, context {context}, tied embedding |
+| shape | {layers} layers, hidden {hidden}, FFN {ffn}, {heads} query, {kv_heads} KV heads, context {context}, tied |
 | tokenizer | SentencePiece BPE, {vocabulary} pieces, byte fallback, trained on the same books |
 
 **How bits per byte are measured.** Over the whole held-out book ({eval_name}: {eval_bytes:,} bytes of UTF-8,
@@ -467,7 +470,8 @@ the cleaned text. Windows of {context} tokens start with BOS and move by {stride
 tokens before it except at the start of the book; each token counts once. The checkpoint kept is the best of
 {looks} looks at this book during the run, by the second row's measure.
 
-The learning rate follows the clock, so a rerun on another machine sees more or fewer tokens: `--steps {steps}` replays the count.
+The learning rate follows the clock, so a rerun on another machine sees more or fewer tokens; `--steps {steps}` follows
+the count of steps instead.
 
 Sample (prompt "{prompt}", temperature 0.7, top-k 40, seed {seed}):
 
@@ -492,6 +496,7 @@ def model_card(trial: Trial, run: Run, weights: Weights, looks: int, prompt: str
         seed=recipe.seed,
         minutes=trial.minutes,
         machine=machine(),
+        cpu=trial.cpu_minutes / trial.minutes,
         tokens=trial.tokens,
         steps=trial.steps,
         epochs=trial.tokens / run.stream_tokens,
@@ -552,12 +557,14 @@ def run_training(books_dir: Path, eval_dir: Path, out: Path, shape: Shape, recip
     )
     weights = initial_weights(shape)
     looks: list[Trial] = []
+    begin_cpu = time.process_time()
 
-    def evaluate(trial: Trial) -> None:
+    def evaluate(steps: int, tokens: int, minutes: float) -> None:
         rounded = bf16_rounded(weights)
+        cpu = (time.process_time() - begin_cpu) / 60
         reached = bits_per_byte(rounded, run.eval_stream, run.eval_bytes, shape, shape.context - 1)
-        trial = Trial(steps=trial.steps, tokens=trial.tokens, minutes=trial.minutes, bits_per_byte=reached)
-        print(f"{trial.minutes:.1f} min: {reached:.4f} bits per byte", flush=True)
+        trial = Trial(steps=steps, tokens=tokens, minutes=minutes, cpu_minutes=cpu, bits_per_byte=reached)
+        print(f"{minutes:.1f} min: {reached:.4f} bits per byte", flush=True)
         looks.append(trial)
         if reached == min(look.bits_per_byte for look in looks):
             write_checkpoint(out, rounded, tokenizer, shape, model_card(trial, run, rounded, len(looks)))

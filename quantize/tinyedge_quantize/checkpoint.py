@@ -121,7 +121,8 @@ def _shards(index_path: Path) -> list[Path]:
     missing = sorted(name for name in names if not (index_path.parent / name).is_file())
     if missing:
         raise CheckpointError(
-            f"{index_path.name} names {missing[0]}, which is not there" + (f", and {len(missing) - 1} more" * (len(missing) > 1)),
+            f"{index_path.name} names {missing[0]}, which is not there"
+            + (f", and {len(missing) - 1} more" * (len(missing) > 1)),
             "copy or download the missing files",
         )
     return [index_path.parent / name for name in sorted(names)]
@@ -150,7 +151,9 @@ def _state_dict(files: Iterable[WeightFile]) -> StateDict:
 def _read_container(file: WeightFile) -> StateDict:
     start = file.read(min(8, file.size), 0)
     if start[:4] == b"GGUF":
-        raise CheckpointError(f"{file.path} is a GGUF file already", "run it with `tinyedge run`, or give the checkpoint it came from")
+        raise CheckpointError(
+            f"{file.path} is a GGUF file already", "run it with `tinyedge run`, or give the checkpoint it came from"
+        )
     if start[:2] == b"PK" or is_legacy_torch_file(file):
         return _unwrap(read_torch_file(file), file)
     if start[7:8] == b"\0":  # a safetensors header length below 2**56

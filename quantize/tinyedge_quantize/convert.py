@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tinyedge.errors import OutputError
 from tinyedge_quantize.checkpoint import Checkpoint, open_checkpoint
 from tinyedge_quantize.plan import QuantPlan, make_plan
 from tinyedge_quantize.recipes import find_recipe
-from tinyedge_quantize.write import write
+from tinyedge_quantize.write import Progress, write
 
 DEFAULT_TYPE = "Q4_K_M"
 
@@ -43,11 +42,11 @@ def convert(
     config_name: str | None = None,
     pre_tokenizer: str | None = None,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ConversionReport:
     """Quantizes the checkpoint at `source` into `output` in one pass.
 
-    `progress` is called with the bytes written since its last call. Raises a TinyEdgeError and leaves no file when the checkpoint
+    `progress` is called with the bytes written since its last call and the total. Raises a TinyEdgeError and leaves no file when the checkpoint
     cannot be converted or written; an existing `output` stays as it was.
     """
     recipe = find_recipe(type_name)
@@ -67,9 +66,7 @@ def convert(
         )
 
 
-def write_plan(
-    checkpoint: Checkpoint, plan: QuantPlan, output: Path, threads: int | None, progress: Callable[[int], None] | None
-) -> None:
+def write_plan(checkpoint: Checkpoint, plan: QuantPlan, output: Path, threads: int | None, progress: Progress | None) -> None:
     """Writes a plan of an open checkpoint, which must not be its own output."""
     if output.exists() and any(output.samefile(file.path) for file in checkpoint.files):
         raise OutputError(f"{output} is a file of the checkpoint itself")

@@ -72,9 +72,9 @@ def strings(values: Iterable[str | bytes], what: str = "a metadata list") -> Met
 def floats(values: Iterable[float], what: str = "a metadata list") -> MetadataEntry:
     """An array of float32, each as `float32` takes it."""
     items = list(values)
-    if set(map(type, items)) == {float} and -_FLOAT32_MAX <= min(items) and max(items) <= _FLOAT32_MAX:
-        if not any(map(math.isnan, items)):
-            return MetadataEntry("array", items, "float32")
+    plain = set(map(type, items)) == {float} and all(map(math.isfinite, items))
+    if plain and max(map(abs, items)) <= _FLOAT32_MAX:
+        return MetadataEntry("array", items, "float32")
     return MetadataEntry("array", [_float(value, what) for value in items], "float32")
 
 

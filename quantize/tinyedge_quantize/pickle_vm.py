@@ -64,7 +64,16 @@ class PickleMachine:
             return self._run(data)
         except (UnsafePickleError, CheckpointError):
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, UnicodeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            UnicodeError,
+        ) as error:
             raise CheckpointError(f"the pickle in {origin} is damaged ({type(error).__name__}: {error})") from error
 
     def _run(self, data: bytes) -> Any:

@@ -128,7 +128,9 @@ def _map_tensors(architecture: Architecture, arranged: Arranged, sizes: Sizes) -
             if tensor is not None:
                 mapped.append((rule.target.format(layer), _checked(tensor, rule, arranged, sizes)))
             elif not rule.optional and not (rule.source == "lm_head.weight" and architecture.tied(arranged.config)):
-                raise TensorMismatchError(f"tensor {name} is missing", "check that all weight files and the right config.json are there")
+                raise TensorMismatchError(
+                    f"tensor {name} is missing", "check that all weight files and the right config.json are there"
+                )
     if available:
         raise _left_over(sorted(available), sizes)
     return mapped

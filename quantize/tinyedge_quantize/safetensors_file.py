@@ -31,9 +31,7 @@ def read_safetensors(file: WeightFile) -> dict[str, SourceTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {file.path} is not a table of tensors")
     start = _LENGTH_BYTES + length
-    return {
-        name: _tensor(file, name, entry, start) for name, entry in header.items() if name != "__metadata__"
-    }
+    return {name: _tensor(file, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> SourceTensor:

@@ -24,9 +24,14 @@ from tinyedge_quantize.tensors import Bytes
 SLAB_ELEMENTS = 256 * 1024
 
 # The bit patterns from which on a value, its sign removed, is infinite or NaN.
-_EXPONENT_ALL_ONES = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00), "BF16": (np.uint16, 0x7FFF, 0x7F80)}
+_EXPONENT_ALL_ONES = {
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+}
 
-Progress = Callable[[int], None]
+# Called with the output bytes done since the last call and the total.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def default_threads() -> int:
 
 
 def write(plan: QuantPlan, path: Path, threads: int | None = None, progress: Progress | None = None) -> None:
-    """Writes the planned file; `progress` is called with the output bytes of each slab done.
+    """Writes the planned file; `progress` is called after each slab.
 
     Raises OutputError or DiskSpaceError before anything is read, and WeightValueError naming a tensor that holds NaN or infinity.
     The file appears under `path` only when it is complete.
@@ -74,6 +79,7 @@ class _Workers:
         self._slabs = _slabs(plan)
         self._output = output
         self._progress = progress
+        self._total = plan.total_bytes
         self._lock = threading.Lock()
         self._error: BaseException | None = None
 
@@ -100,7 +106,7 @@ class _Workers:
     def _next(self, done: int) -> _Slab | None:
         with self._lock:
             if done and self._progress is not None:
-                self._progress(done)
+                self._progress(done, self._total)
             return None if self._error is not None else next(self._slabs, None)
 
     def _work(self) -> None:

@@ -73,5 +73,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        status(f"error: tinyedge failed unexpectedly ({type(error).__name__}: {error}); run it again with --debug and report it")
+        status(
+            f"error: tinyedge failed unexpectedly ({type(error).__name__}: {error}); run it again with --debug and report it"
+        )
         sys.exit(1)

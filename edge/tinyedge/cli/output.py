@@ -14,7 +14,7 @@ from typing import Any
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COUNT_UNITS = ("", "K", "M", "B", "T")
 
-Advance = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 def format_bytes(count: int) -> str:
@@ -79,24 +79,24 @@ def status(text: str) -> None:
 
 
 @contextmanager
-def byte_progress(label: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
-    """A bar of bytes with speed and time left on stderr; silent when stderr is not a terminal or `quiet`.
+def byte_progress(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """A bar of bytes with speed and time left on stderr; None when stderr is not a terminal or `quiet`.
 
-    Yields a function that takes the bytes done since its last call.
+    Yields a function that takes the bytes done since its last call and the total.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda _count: None
+        yield None
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)

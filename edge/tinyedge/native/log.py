@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 # ggml_log_level in ggml.h.
-_WARN, _ERROR, _CONTINUE = 2, 3, 5
+_WARN, _ERROR, _CONTINUE = 3, 4, 5
 
 
 class _Log:
@@ -55,15 +55,16 @@ def set_verbose(verbose: bool) -> None:
 
 
 def forget() -> None:
-    """Empties the memory, so that `last_error` speaks of what comes after."""
+    """Empties the memory, so that `cause` speaks of what comes after."""
     _log.recent.clear()
 
 
-def last_error() -> str | None:
-    """The last error line since `forget`, or else the last warning, without the C function's name; None if there is none."""
-    for wanted in (_ERROR, _WARN):
-        for level, text in reversed(_log.recent):
-            if level == wanted and text.strip():
-                line = text.strip()
-                return line.partition(": ")[2] or line
-    return None
+def cause() -> str | None:
+    """The first error line since `forget`, or else the last warning, without the C function's name; None if there is none.
+
+    The first, because what follows it says only that the caller failed too.
+    """
+    errors = [text for level, text in _log.recent if level == _ERROR and text.strip()]
+    warnings = [text for level, text in _log.recent if level == _WARN and text.strip()]
+    line = (errors[:1] or warnings[-1:] or [""])[0].strip()
+    return line.partition(": ")[2] or line or None

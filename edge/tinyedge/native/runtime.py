@@ -35,14 +35,12 @@ class _Handle:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
 
 def _failure(what: str) -> NativeError:
-    said = log.last_error()
+    said = log.cause()
     return NativeError(f"llama.cpp {what}" + (f' ("{said}")' if said else ""))
 
 
@@ -65,7 +63,7 @@ class Model(_Handle):
         self._pointer = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._pointer:
             raise _failure(f"cannot load {Path(path).name}")
-        self._vocab = self._llama.llama_model_get_vocab(self._pointer)
+        self._vocabulary: int = self._llama.llama_model_get_vocab(self._pointer)
         self._piece = ctypes.create_string_buffer(64)
 
     def close(self) -> None:
@@ -78,6 +76,12 @@ class Model(_Handle):
         if not self._pointer:
             raise NativeError("the model is closed already")
         return self._pointer
+
+    @property
+    def _vocab(self) -> int:
+        if not self._pointer:
+            raise NativeError("the model is closed already")
+        return self._vocabulary
 
     @property
     def description(self) -> str:
@@ -192,7 +196,7 @@ class Context(_Handle):
         try:
             with self._abort_on_interrupt():
                 for start in range(0, len(tokens), self._room):
-                    part = tokens[start : start + self._room]
+                    part: list[Any] = list(tokens[start : start + self._room])
                     self._tokens[: len(part)] = part
                     self._run(len(part))
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 from tinyedge.native import library
 
@@ -41,7 +42,7 @@ class ThreadPool:
 
 
 @functools.cache
-def _cpu_function(name: str, prototype: type[ctypes._CFuncPtr]) -> ctypes._CFuncPtr | None:
+def _cpu_function(name: str, prototype: Any) -> Any:
     """A function of the CPU backend, which may be a library of its own that was loaded at run time."""
     registry = library.function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)(b"CPU")
     find = library.function("ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
@@ -50,8 +51,8 @@ def _cpu_function(name: str, prototype: type[ctypes._CFuncPtr]) -> ctypes._CFunc
 
 
 @functools.cache
-def _attach() -> ctypes._NamedFuncPointer:
+def _attach() -> Any:
     attach = library.ready()._lib["llama_attach_threadpool"]
     attach.restype = None
     attach.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    return attach  # type: ignore[no-any-return]
+    return attach

@@ -73,8 +73,10 @@ def llama_sizes(config: Mapping[str, Any]) -> Sizes:
 
 def _require_plain(config: Mapping[str, Any]) -> None:
     window = config.get("sliding_window")
-    if config.get("model_type") == "mistral" and window is not None and integer(config, "sliding_window") < integer(
-        config, "max_position_embeddings", 4096 * 32
+    if (
+        config.get("model_type") == "mistral"
+        and window is not None
+        and integer(config, "sliding_window") < integer(config, "max_position_embeddings", 4096 * 32)
     ):
         raise UnsupportedArchitectureError(
             f"this Mistral attends through a sliding window of {window}, which llama.cpp's llama architecture does not",
@@ -164,7 +166,9 @@ def llama3_rope_factors(config: Mapping[str, Any], sizes: Sizes) -> Iterable[Sou
     factor, low, high = real(rope, "factor", 8.0), real(rope, "low_freq_factor", 1.0), real(rope, "high_freq_factor", 4.0)
     original = integer(rope, "original_max_position_embeddings", 8192)
     if low <= 0 or high <= low or factor <= 0 or base <= 0:
-        raise CheckpointError("the llama3 rope_scaling in config.json has impossible factors", "check that config.json is undamaged")
+        raise CheckpointError(
+            "the llama3 rope_scaling in config.json has impossible factors", "check that config.json is undamaged"
+        )
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     factors = []
     for frequency in np.float32(1.0) / np.power(np.float32(base), exponents):

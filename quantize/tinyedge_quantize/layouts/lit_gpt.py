@@ -110,9 +110,7 @@ def _fused_rows(tensor: SourceTensor, config: dict[str, Any], *, interleaved: bo
 def _find_config(folder: Path, config_name: str | None) -> dict[str, Any]:
     if config_name is not None:
         if config_name not in NAMED_CONFIGS:
-            raise CheckpointError(
-                f"there is no configuration named {config_name}", f"use one of {', '.join(NAMED_CONFIGS)}"
-            )
+            raise CheckpointError(f"there is no configuration named {config_name}", f"use one of {', '.join(NAMED_CONFIGS)}")
         return NAMED_CONFIGS[config_name]
     if (folder / "lit_config.json").is_file():
         return read_json(folder / "lit_config.json")

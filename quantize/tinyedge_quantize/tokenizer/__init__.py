@@ -67,9 +67,7 @@ def _vocabulary_entries(files: TokenizerFolder, vocab_size: int, pre_tokenizer: 
     raise _no_tokenizer(files)
 
 
-def _llama_entries(
-    files: TokenizerFolder, vocab_size: int, arrays: dict[str, MetadataEntry]
-) -> dict[str, MetadataEntry]:
+def _llama_entries(files: TokenizerFolder, vocab_size: int, arrays: dict[str, MetadataEntry]) -> dict[str, MetadataEntry]:
     head = {"tokenizer.ggml.model": string("llama"), "tokenizer.ggml.pre": string("default")}
     return head | arrays | special_entries(files, vocab_size)
 

@@ -62,9 +62,7 @@ def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults:
         known = found[text].token_id if text in found else pieces.get(text)
         token_id = next_id if known is None else known
         if claimed is not None and claimed != token_id:
-            raise TokenizerError(
-                f"added token {show(text)} claims id {claimed}, but it is number {token_id} of this tokenizer"
-            )
+            raise TokenizerError(f"added token {show(text)} claims id {claimed}, but it is number {token_id} of this tokenizer")
         next_id = max(next_id, token_id + 1)
         special = as_bool(described.get("special", False), f"special of added token {show(text)}")
         normalized = as_bool(described.get("normalized", not special), f"normalized of added token {show(text)}")

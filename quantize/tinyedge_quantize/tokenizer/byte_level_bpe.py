@@ -20,9 +20,7 @@ _GPT2_SPECIALS = ("<|endoftext|>",)
 _UNSUPPORTED_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
-def read_byte_level_bpe(
-    folder: TokenizerFolder, vocab_size: int, pre_tokenizer: str | None = None
-) -> dict[str, MetadataEntry]:
+def read_byte_level_bpe(folder: TokenizerFolder, vocab_size: int, pre_tokenizer: str | None = None) -> dict[str, MetadataEntry]:
     """The entries that conversion/base.py's `_set_vocab_gpt2` writes, the pre-tokenizer recognised or as given."""
     if folder.tokenizer_json is None:
         pieces = check_pieces(read_json(folder.path / "vocab.json"), vocab_size, "vocab.json")

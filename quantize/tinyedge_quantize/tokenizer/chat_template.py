@@ -20,10 +20,8 @@ def chat_template_entries(folder: TokenizerFolder) -> dict[str, MetadataEntry]:
     two only beside a tokenizer_config.json; we read them without it too.
     """
     tokenizer_config = folder.tokenizer_config or {}
-    if "chat_template" in tokenizer_config:
-        template = tokenizer_config["chat_template"]
-    else:
-        template = _template_files(folder)
+    kept = "chat_template" in tokenizer_config
+    template = tokenizer_config["chat_template"] if kept else _template_files(folder)
     if template is None:
         return {}
     if isinstance(template, str):

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyedge.errors import TokenizerError
 from tinyedge_quantize.metadata import MetadataEntry, boolean, uint32
 
 from .chat_template import chat_template_entries
-from .files import TokenizerFolder, as_bool, as_dict, as_list, as_text, as_token_id, wrong
+from .files import TokenizerFolder, as_bool, as_dict, as_list, as_text, as_token_id
 
 # The kinds gguf looks for, and the key of each that GGUF can hold; it has none for `cls` and for adding `pad` or `mask`.
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

@@ -1,0 +1,149 @@
+#!/bin/sh
+# Sets up tinyedge in .venv beside this file and runs it:
+#
+#   sh setup.sh demo      install, then the demo: a PyTorch checkpoint becomes a GGUF file and tells a story
+#   sh setup.sh test      install with the test tools, then ruff, mypy and pytest
+#   sh setup.sh install   install only
+#
+# The first run compiles llama-cpp-python for this machine's processor, about 3 minutes on 2 cores, and keeps the wheel in
+# ~/.cache/tinyedge/wheels, under a name made of the compiler, its flags and the processor, so that it is never used where it does
+# not belong. To skip that:
+#
+#   TINYEDGE_LLAMA_WHEEL=FILE.whl   install this llama-cpp-python wheel
+#   TINYEDGE_LLAMA_INDEX=URL        take a prebuilt one from this package index
+#   TINYEDGE_CMAKE_ARGS="..."       add to llama.cpp's build, e.g. -DGGML_CUDA=on
+#   TINYEDGE_TORCH=VERSION          (test) also install torch and transformers and compare with them
+set -eu
+cd "$(dirname "$0")"
+
+LLAMA="llama-cpp-python>=0.3.36"
+# What makes quantizing about three times faster: ggml compiles its base library without -march and with strict float order.
+# -ffinite-math-only is left out on purpose: the kernels test for NaN and infinity.
+FLAGS="-O3 -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math"
+CC=${CC:-cc}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+find_python() {
+    for python in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11 python3.10; do
+        if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    fail "Python 3.10 or newer is needed; install it (apt install python3, brew install python) or name it with PYTHON=..."
+}
+
+# Debian splits venv's pip off into python3-venv; without it the pip wheel itself is fetched and run from the environment.
+make_venv() {
+    [ -x .venv/bin/pip ] && return
+    python=$(find_python)
+    say "making .venv with $("$python" --version)"
+    rm -rf .venv
+    if ! "$python" -m venv .venv >/dev/null 2>&1; then
+        rm -rf .venv
+        "$python" -m venv --without-pip .venv || fail "cannot make a virtual environment; try: apt install python3-venv"
+        .venv/bin/python - <<'PY' || fail "cannot fetch pip; try: apt install python3-venv"
+import hashlib, json, os, pathlib, subprocess, sys, tempfile, urllib.parse, urllib.request
+
+index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+request = urllib.request.Request(index, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+files = json.load(urllib.request.urlopen(request, timeout=60))["files"]
+wheels = [f for f in files if f["filename"].endswith("-py3-none-any.whl") and f["filename"].split("-")[1].replace(".", "").isdigit()]
+newest = max(wheels, key=lambda f: tuple(int(n) for n in f["filename"].split("-")[1].split(".")))
+data = urllib.request.urlopen(urllib.parse.urljoin(index, newest["url"]), timeout=120).read()
+if hashlib.sha256(data).hexdigest() != newest["hashes"]["sha256"]:
+    sys.exit("the pip wheel has the wrong checksum")
+with tempfile.TemporaryDirectory() as folder:
+    wheel = pathlib.Path(folder) / newest["filename"]
+    wheel.write_bytes(data)
+    subprocess.run([sys.executable, f"{wheel}/pip", "install", "--quiet", "--no-index", str(wheel)], check=True)
+PY
+    fi
+}
+
+# The flags this compiler knows, the processor's own instructions first.
+usable_flags() {
+    case $(uname -m) in
+    arm64 | aarch64 | armv*) native="-mcpu=native -march=native" ;;
+    *) native="-march=native" ;;
+    esac
+    chosen=
+    for flag in $native $FLAGS; do
+        case " $chosen" in *=native*) case $flag in *=native) continue ;; esac ;; esac
+        if echo 'int main(void) { return 0; }' | "$CC" "$flag" -x c -o /dev/null - >/dev/null 2>&1; then
+            chosen="$chosen $flag"
+        fi
+    done
+    echo "$chosen"
+}
+
+processor() {
+    if [ -r /proc/cpuinfo ]; then
+        grep -E '^(model name|flags|Features|CPU part)' /proc/cpuinfo | sort -u
+    else
+        sysctl -n machdep.cpu.brand_string
+    fi
+}
+
+install_llama() {
+    if [ -n "${TINYEDGE_LLAMA_WHEEL:-}" ]; then
+        .venv/bin/pip install --quiet "$TINYEDGE_LLAMA_WHEEL"
+        return
+    fi
+    if [ -n "${TINYEDGE_LLAMA_INDEX:-}" ]; then
+        .venv/bin/pip install --quiet --only-binary llama-cpp-python --extra-index-url "$TINYEDGE_LLAMA_INDEX" "$LLAMA"
+        return
+    fi
+    command -v c++ >/dev/null && command -v "$CC" >/dev/null ||
+        fail "a C++ compiler is needed to build llama.cpp; try: apt install g++ (macOS: xcode-select --install)"
+    flags=$(usable_flags)
+    args="-DCMAKE_C_FLAGS='$flags' -DLLAVA_BUILD=OFF ${TINYEDGE_CMAKE_ARGS:-}"
+    key=$({ echo "$LLAMA $args"; "$CC" --version; uname -sm; processor; } | cksum | tr -d ' ')
+    wheels=${XDG_CACHE_HOME:-$HOME/.cache}/tinyedge/wheels/$key
+    if ! ls "$wheels"/llama_cpp_python-*.whl >/dev/null 2>&1; then
+        mkdir -p "$wheels"
+        say "building llama-cpp-python for this processor, about 3 minutes on 2 cores (log: $wheels/build.log)"
+        # Into a folder of its own first, so that an interrupted build leaves no half wheel; and past pip's cache, which does not
+        # look at CMAKE_ARGS.
+        CMAKE_ARGS="$args" .venv/bin/pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python \
+            --wheel-dir "$wheels/new" -v "$LLAMA" >"$wheels/build.log" 2>&1 ||
+            { tail -n 20 "$wheels/build.log" >&2; fail "llama-cpp-python did not build; the whole log is $wheels/build.log"; }
+        mv "$wheels"/new/llama_cpp_python-*.whl "$wheels"
+    fi
+    .venv/bin/pip install --quiet "$wheels"/llama_cpp_python-*.whl
+}
+
+install() {
+    make_venv
+    install_llama
+    .venv/bin/pip install --quiet --editable ".${1:-}"
+}
+
+case ${1:-} in
+install)
+    install
+    say "ready: .venv/bin/tinyedge --help"
+    ;;
+demo)
+    install
+    .venv/bin/tinyedge demo
+    say "try your own: .venv/bin/tinyedge quantize CHECKPOINT, then .venv/bin/tinyedge run MODEL.gguf -p TEXT"
+    ;;
+test)
+    install "[test]"
+    if [ -n "${TINYEDGE_TORCH:-}" ]; then
+        .venv/bin/pip install --quiet "torch==$TINYEDGE_TORCH"
+        .venv/bin/pip install --quiet --editable ".[reference]"
+    fi
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+    .venv/bin/mypy
+    .venv/bin/pytest
+    ;;
+*)
+    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
