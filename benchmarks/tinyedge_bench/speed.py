@@ -23,7 +23,7 @@ _NOISE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Workload:
     """What is timed: `tokens` of a prompt in batches (pp), or generated one by one (tg)."""
 
     kind: str
@@ -39,7 +39,7 @@ class Test:
 class Run:
     """One timed run."""
 
-    test: Test
+    test: Workload
     threads: int
     seconds: float
 
@@ -52,7 +52,7 @@ class Run:
 class Summary:
     """All runs of one test at one number of threads, in tokens per second."""
 
-    test: Test
+    test: Workload
     threads: int
     samples: tuple[float, ...]
 
@@ -81,12 +81,12 @@ class Summary:
         return f"{self.test.name}: runs differ by {share:.0%} ({low:.1f} to {high:.1f}); close other programs and let it cool"
 
 
-def tests_for(prompt: int, generate: int) -> tuple[Test, ...]:
+def workloads(prompt: int, generate: int) -> tuple[Workload, ...]:
     """The tests to run: prompt processing first, each left out at 0 tokens."""
-    return tuple(Test(kind, tokens) for kind, tokens in (("pp", prompt), ("tg", generate)) if tokens > 0)
+    return tuple(Workload(kind, tokens) for kind, tokens in (("pp", prompt), ("tg", generate)) if tokens > 0)
 
 
-def measure(path: Path, plans: Sequence[LoadPlan], tests: Sequence[Test], repetitions: int) -> Iterator[Run]:
+def measure(path: Path, plans: Sequence[LoadPlan], tests: Sequence[Workload], repetitions: int) -> Iterator[Run]:
     """Yields every timed run of the GGUF file at `path` as it is done: each plan's tests, `repetitions` times each.
 
     The plans may differ in threads only: the weights are loaded once, for the first.
@@ -107,7 +107,7 @@ def _random_tokens(model: Model, count: int) -> list[int]:
     return tokens if model.bos is None else [model.bos, *tokens[1:]]
 
 
-def _repeat(context: Context, test: Test, threads: int, tokens: list[int], repetitions: int) -> Iterator[Run]:
+def _repeat(context: Context, test: Workload, threads: int, tokens: list[int], repetitions: int) -> Iterator[Run]:
     once = _process if test.kind == "pp" else _generate
     once(context, tokens if test.kind == "pp" else tokens[:1])  # the warm-up, as long as llama-bench's
     for _ in range(repetitions):
@@ -130,7 +130,7 @@ def _generate(context: Context, tokens: list[int]) -> None:
 
 def summarise(runs: Iterable[Run]) -> tuple[Summary, ...]:
     """One summary per test and number of threads, in the order of their first runs."""
-    groups: dict[tuple[Test, int], list[float]] = {}
+    groups: dict[tuple[Workload, int], list[float]] = {}
     for run in runs:
         groups.setdefault((run.test, run.threads), []).append(run.tokens_per_second)
     return tuple(Summary(test, threads, tuple(samples)) for (test, threads), samples in groups.items())

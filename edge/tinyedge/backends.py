@@ -103,11 +103,11 @@ def choose(facts: ModelFacts, request: Request, machine: Machine) -> LoadPlan:
     else:
         layers, free = _layers_that_fit(facts, request, backend, device)
         if layers == 0 and request.backend == "auto":
-            why = f"the model does not fit the {backend.title} device ({_mib(device.memory_free)} free)"
+            why = f"the model does not fit the {backend.title} device ({_size(device.memory_free)} free)"
             backend, device, free = BY_WORD["cpu"], _cpu_device(machine), machine.free_bytes
         elif not backend.shares_memory and layers <= facts.layers:
             free = machine.free_bytes + device.memory_free - GPU_RESERVE_BYTES
-            why += f", {layers} of {facts.layers + 1} layers fit its {_mib(device.memory_free)}"
+            why += f", {layers} of {facts.layers + 1} layers fit its {_size(device.memory_free)}"
     context, context_why = _choose_context(facts, request, free)
     threads = request.threads or machine.cpu.threads
     thread_why = "as asked" if request.threads else machine.cpu.reason
@@ -221,8 +221,8 @@ def _choose_context(facts: ModelFacts, request: Request, free: int) -> tuple[int
 
 def _does_not_fit(facts: ModelFacts, context: int, need: MemoryNeed, free: int, kv_type: str) -> MemoryFitError:
     problem = (
-        f"the model needs {_mib(need.total_bytes)} (weights {_mib(need.weights_bytes)}, KV cache "
-        f"{_mib(need.kv_bytes)} for {context} tokens, compute buffers {_mib(need.compute_bytes)}) and {_mib(free)} are free"
+        f"the model needs {_size(need.total_bytes)} (weights {_size(need.weights_bytes)}, KV cache "
+        f"{_size(need.kv_bytes)} for {context} tokens, compute buffers {_size(need.compute_bytes)}) and {_size(free)} are free"
     )
     fits = largest_context_that_fits(facts, free, kv_type=kv_type)
     if fits >= 64:
@@ -237,8 +237,8 @@ def _does_not_fit(facts: ModelFacts, context: int, need: MemoryNeed, free: int, 
     return MemoryFitError(problem, "free some memory or choose a smaller model")
 
 
-def _mib(count: int) -> str:
-    return f"{max(0, count) / (1 << 20):.0f} MiB"
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 10 << 30 else f"{max(0, count) / (1 << 20):.0f} MiB"
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -98,15 +98,22 @@ class Engine:
     _meter: _Meter = field(default_factory=_Meter)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], plan: LoadPlan, verbose: bool = False) -> Engine:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        plan: LoadPlan,
+        verbose: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> Engine:
         """An engine on the GGUF file at `path`, which must have passed `check_runnable`: llama.cpp may abort on others.
 
-        `verbose` shows llama.cpp's own log on stderr. Raises NativeError when llama.cpp refuses.
+        `verbose` shows llama.cpp's own log on stderr, `progress` is told the share of the weights that is loaded, 0 to 1.
+        Raises NativeError when llama.cpp refuses.
         """
         log.set_verbose(verbose)
         begun = perf_counter()
         on_gpu = plan.backend != "cpu"
-        model = Model(path, device=plan.device.name if on_gpu else None, gpu_layers=plan.gpu_layers)
+        model = Model(path, device=plan.device.name if on_gpu else None, gpu_layers=plan.gpu_layers, progress=progress)
         try:
             context = Context(
                 model,

@@ -10,6 +10,7 @@ import ctypes
 import sys
 
 import llama_cpp
+
 from tinyedge.errors import TinyEdgeError
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import check_runnable, describe_model
@@ -73,5 +74,7 @@ def _generate(model: llama_cpp.llama_model_p) -> str:
 if __name__ == "__main__":
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     for line in sys.stdin:
-        print("start", line.strip(), flush=True)
-        print(attempt(line.strip()), flush=True)
+        sys.stdout.write(f"start {line.strip()}\n")
+        sys.stdout.flush()
+        sys.stdout.write(attempt(line.strip()) + "\n")
+        sys.stdout.flush()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_gguf import tiny_parts, write
 
+from tiny_gguf import tiny_parts, write
 from tinyedge.backends import BACKENDS, DEFAULT_CONTEXT_LIMIT, GPU_RESERVE_BYTES, Machine, Request, choose, this_machine
 from tinyedge.cpu import CpuFacts
 from tinyedge.errors import BackendError, MemoryFitError
@@ -98,7 +98,7 @@ def test_asking_for_a_backend_without_a_device_says_so(tiny: ModelFacts) -> None
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(tiny: ModelFacts) -> None:
-    with pytest.raises(BackendError, match="no backend tpu.*auto, metal, cuda, cpu"):
+    with pytest.raises(BackendError, match=r"no backend tpu.*auto, metal, cuda, cpu"):
         choose(tiny, Request(backend="tpu"), machine(CPU))
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_gguf import tiny_parts, write
 
+from tiny_gguf import tiny_parts, write
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
 from tinyedge.engine import Chunk, Engine, Sampling, Speed, peak_rss_bytes
 from tinyedge.errors import NativeError, PromptError
@@ -197,7 +197,7 @@ def test_closing_twice_is_harmless_and_use_after_close_is_refused(path: Path, pl
 def test_a_refused_file_cites_llama_cpp(tmp_path: Path) -> None:
     parts = tiny_parts()
     parts.tensors = [tensor for tensor in parts.tensors if tensor.name != "output_norm.weight"]
-    with pytest.raises(NativeError, match="cannot load broken.gguf.*output_norm"):
+    with pytest.raises(NativeError, match=r"cannot load broken\.gguf.*output_norm"):
         Model(write(tmp_path / "broken.gguf", parts))
 
 

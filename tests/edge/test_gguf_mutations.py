@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tiny_gguf import CODES, HIDDEN, Tensor, pack, tiny_parts
+
 from tinyedge import ggml_types
 
 SEEDS = int(os.environ.get("TINYEDGE_MUTATIONS", "480"))

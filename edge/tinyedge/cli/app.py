@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from tinyedge.cli import bench, demo, inspect, quantize, run
-from tinyedge.cli.output import print_line, status
+from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import TinyEdgeError
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+# click's UsageError, from whichever click this typer uses: newer ones carry their own.
+USAGE_ERROR = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Plain help: rich would take half of the time `tinyedge --help` may take.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="From a PyTorch checkpoint to tokens per second on a small device. Try: tinyedge demo",
 )
@@ -40,40 +48,54 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Name the versions and compiled backends."),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    del version
-    context.obj = {"debug": debug}
+    del version, debug  # main() looks for --debug itself, since it may stand behind the command
 
 
 def main() -> None:
-    """The `tinyedge` command. Exit codes: see tinyedge.errors; 2 wrong usage, 130 interrupted."""
+    """The `tinyedge` command. Exit codes: see tinyedge.errors; 2 wrong usage, 130 interrupted, 143 terminated."""
     debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
-        sys.argv.insert(1, "--debug")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        # Not in standalone mode, in which an interrupt would leave with a code of its own.
+        code = app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
+    except Exception as error:
+        sys.exit(_explain(error, debug=debug))
     except KeyboardInterrupt:
         status("interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """Ends as an exception does, so that what was half done is taken back."""
+    sys.exit(EXIT_TERMINATED)
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    """Says what went wrong in one sentence; the exit code."""
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        status("interrupted")
+        return EXIT_INTERRUPTED
+    if isinstance(error, USAGE_ERROR):
+        error.show()
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output went away, as `| head` does; the rest of it must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except TinyEdgeError as error:
-        if debug:
-            traceback.print_exc()
-        status(f"error: {error}")
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        status(
-            f"error: tinyedge failed unexpectedly ({type(error).__name__}: {error}); run it again with --debug and report it"
-        )
-        sys.exit(1)
+        return 1
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, TinyEdgeError):
+        status(f"error: {printable(str(error), 600)}")
+        return error.exit_code
+    problem = printable(f"{type(error).__name__}: {error}", 300)
+    status(f"error: tinyedge failed unexpectedly ({problem}); run it again with --debug and report what it shows")
+    return 1

@@ -46,9 +46,9 @@ def bench(
     from tinyedge.gguf_file import read_gguf
     from tinyedge.model_facts import check_runnable, describe_model
     from tinyedge.native import log
-    from tinyedge_bench.speed import measure, summarise, tests_for
+    from tinyedge_bench.speed import measure, summarise, workloads
 
-    tests = tests_for(prompt, generate)
+    tests = workloads(prompt, generate)
     if not tests:
         raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure")
     counts = _thread_counts(threads)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tinyedge_quantize.plan import QuantPlan
 
 _LABEL_WIDTH = 14
-_DEFAULT_CONTEXT_LIMIT = 4096
 _SHOWN_ELEMENTS = 8
 
 
@@ -36,7 +35,7 @@ def inspect(
             min=1,
             max=2**31 - 1,
             help="Context for the memory figures.",
-            show_default="the model's, up to 4096",
+            show_default="the model's, up to 8192",
         ),
     ] = None,
     type_name: Annotated[
@@ -151,9 +150,10 @@ def _facts_object(facts: ModelFacts) -> dict[str, Any]:
 
 
 def _memory_object(facts: ModelFacts, context: int | None) -> dict[str, Any]:
+    from tinyedge.backends import DEFAULT_CONTEXT_LIMIT
     from tinyedge.memory import free_memory_bytes, largest_context_that_fits, memory_needed
 
-    context = context or min(facts.context or _DEFAULT_CONTEXT_LIMIT, _DEFAULT_CONTEXT_LIMIT)
+    context = context or min(facts.context or DEFAULT_CONTEXT_LIMIT, DEFAULT_CONTEXT_LIMIT)
     need, free = memory_needed(facts, context), free_memory_bytes()
     return {
         "context": context,
@@ -214,7 +214,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         ("vocabulary", f"{report['vocabulary']} tokens, tokenizer {printable(report['tokenizer'], 40) or '-'}"),
         ("context", f"{report['context']} tokens"),
         ("chat template", "yes" if report["chat_template"] else "no"),
-        ("runs here", "yes" if report["runnable"] else f"no: {printable(report['problem'], 300)}"),
+        ("llama.cpp", "can run it" if report["runnable"] else f"cannot run it: {printable(report['problem'], 300)}"),
     ]
     if report["experts"]:
         rows.insert(-4, ("experts", str(report["experts"])))
@@ -255,4 +255,6 @@ def _human_value(value: Any, limit: int) -> str:
         return printable(", ".join(map(str, value)), limit)
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.7g}"
     return printable(str(value), limit)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyedge.cli.output import format_bytes, format_seconds, print_json, status
+from tinyedge.cli.output import Progress, byte_progress, format_bytes, format_seconds, print_json, status
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Request
@@ -89,7 +92,9 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
     facts = describe_model(gguf)
     plan = choose(facts, request, this_machine())
     status(plan.reason)
-    with Engine.open(path, plan, verbose=wanted.verbose) as engine:
+    with load_progress(facts.weight_bytes, quiet=wanted.json or wanted.verbose) as progress:
+        engine = Engine.open(path, plan, verbose=wanted.verbose, progress=progress)
+    with engine:
         text, speed = _stream(engine, wanted)
     if wanted.json:
         print_json(_report_object(path, facts, plan, wanted.sampling.seed, text, speed))
@@ -98,6 +103,28 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
             status(line)
     if speed.stop_reason == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def load_progress(weight_bytes: int, *, quiet: bool = False) -> Iterator[Callable[[float], None] | None]:
+    """A bar of loaded weights on a terminal, once a second has passed: a warm file is loaded before."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    with ExitStack() as bar:
+        begun, shown = monotonic(), 0
+        advance: Progress | None = None
+
+        def progress(share: float) -> None:
+            nonlocal advance, shown
+            if advance is None and share < 1.0 and monotonic() - begun > 1.0:
+                advance = bar.enter_context(byte_progress("loading"))
+            if advance is not None:
+                done = int(share * weight_bytes)
+                advance(done - shown, weight_bytes)
+                shown = done
+
+        yield progress
 
 
 def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:

@@ -5,18 +5,16 @@ Nothing is allocated per token: one batch and one buffer live as long as their o
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 from tinyedge.errors import NativeError
 from tinyedge.native import library, log
+from tinyedge.native.interrupt import Interruptible
 from tinyedge.native.threads import ThreadPool
 
 BATCH_TOKENS = 512  # tokens per decode call and per compute graph, llama.cpp's own n_ubatch
@@ -48,10 +46,18 @@ class Model(_Handle):
     """The weights and the vocabulary of a GGUF file.
 
     `device` is the ggml name of the GPU to use, None for the CPU alone; `gpu_layers` of its layers go there, all when
-    negative. Weights are memory-mapped where the device allows it. Raises NativeError when llama.cpp refuses the file.
+    negative. Weights are memory-mapped where the device allows it. `progress` is told the share that is loaded, 0 to 1.
+    Raises NativeError when llama.cpp refuses the file; Ctrl-C ends the loading.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str | None = None, gpu_layers: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        gpu_layers: int = 0,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
         self._llama: ModuleType = library.ready()
         self._pointer: int | None = None
         parameters = self._llama.llama_model_default_params()
@@ -60,7 +66,15 @@ class Model(_Handle):
         parameters.n_gpu_layers = gpu_layers if device else 0
         parameters.split_mode = self._llama.LLAMA_SPLIT_MODE_NONE if device else parameters.split_mode
         log.forget()
-        self._pointer = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        with Interruptible() as interrupt:
+
+            def go_on(share: float, _data: object) -> bool:
+                if progress is not None:
+                    progress(share)
+                return not interrupt.requested
+
+            parameters.progress_callback = self._llama.llama_progress_callback(go_on)
+            self._pointer = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._pointer:
             raise _failure(f"cannot load {Path(path).name}")
         self._vocabulary: int = self._llama.llama_model_get_vocab(self._pointer)
@@ -164,8 +178,8 @@ class Context(_Handle):
         self._room = int(parameters.n_batch)
         self._tokens = (ctypes.c_int32 * self._room)()
         self._batch = self._llama.llama_batch_get_one(self._tokens, 0)
-        self._abort = False
-        self._abort_callback = self._llama.ggml_abort_callback(lambda _data: self._abort)
+        self._interrupt = Interruptible()
+        self._abort_callback = self._llama.ggml_abort_callback(lambda _data: self._interrupt.requested)
         self._no_callback = self._llama.ggml_abort_callback()
 
     def close(self) -> None:
@@ -194,7 +208,7 @@ class Context(_Handle):
         """Appends `tokens` and computes the logits of the last. Ctrl-C is heeded within one operation of the graph."""
         self._llama.llama_set_abort_callback(self.pointer, self._abort_callback, None)
         try:
-            with self._abort_on_interrupt():
+            with self._interrupt:
                 for start in range(0, len(tokens), self._room):
                     part: list[Any] = list(tokens[start : start + self._room])
                     self._tokens[: len(part)] = part
@@ -211,36 +225,11 @@ class Context(_Handle):
         status = self._llama.llama_decode(self.pointer, self._batch)
         if status == 0:
             return
-        if status == _ABORTED and self._abort:
-            return  # _abort_on_interrupt raises at its end
+        if status == _ABORTED and self._interrupt.requested:
+            return  # and the `with` of the caller raises
         if status == _NO_SLOT:
             raise NativeError(f"the KV cache has no room for {count} more tokens", "raise --ctx")
         raise _failure(f"failed to decode {count} tokens (status {status})")
-
-    @contextlib.contextmanager
-    def _abort_on_interrupt(self) -> Iterator[None]:
-        """Lets SIGINT end a long decode, then handles it as it would have been handled.
-
-        Python runs a signal's handler between bytecodes only, and a decode may take a minute on a board. The abort
-        callback, called between two graph operations, is such bytecode; but an exception raised inside a ctypes
-        callback is lost, so during the decode the handler only takes a note.
-        """
-        self._abort = False
-        usual = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(usual):
-            yield
-            return
-
-        def take_note(_number: int, _frame: object) -> None:
-            self._abort = True
-
-        signal.signal(signal.SIGINT, take_note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, usual)
-            if self._abort:
-                usual(signal.SIGINT, None)
 
 
 class Sampler(_Handle):

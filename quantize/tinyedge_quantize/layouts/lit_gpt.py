@@ -51,6 +51,7 @@ _LAYER_NAMES = {
     "mlp.fc_2.weight": "mlp.up_proj.weight",
     "mlp.proj.weight": "mlp.down_proj.weight",
 }
+_NUMBER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,3}")
 _LAYER = re.compile(r"transformer\.h\.(\d{1,4})\.(.+)")
 
 
@@ -135,7 +136,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not YAML ({type(error).__name__})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__} where a table is expected")
-    return value
+    # YAML 1.1 reads 1e-05 as text, since it lacks a point.
+    return {key: float(item) if isinstance(item, str) and _NUMBER.fullmatch(item) else item for key, item in value.items()}
 
 
 def _from_huggingface(config: dict[str, Any]) -> dict[str, Any]:

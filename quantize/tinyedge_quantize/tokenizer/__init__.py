@@ -59,9 +59,9 @@ def _vocabulary_entries(files: TokenizerFolder, vocab_size: int, pre_tokenizer: 
     if (files.path / "tokenizer.model").is_file():
         vocabulary = read_sentencepiece(files, vocab_size)
         if vocabulary is not None:
-            return _llama_entries(files, vocab_size, vocabulary.entries(with_scores=True))
+            return _llama_entries(files, vocab_size, vocabulary.llama_entries())
     if files.tokenizer_json is not None and is_fast_llama(files.tokenizer_json):
-        return _llama_entries(files, vocab_size, read_fast_llama(files, vocab_size).entries(with_scores=True))
+        return _llama_entries(files, vocab_size, read_fast_llama(files, vocab_size).llama_entries())
     if files.tokenizer_json is not None or (files.path / "vocab.json").is_file():
         return read_byte_level_bpe(files, vocab_size, pre_tokenizer)
     raise _no_tokenizer(files)

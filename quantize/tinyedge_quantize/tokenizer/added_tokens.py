@@ -6,7 +6,7 @@ that claims other ids describes a tokenizer that never ran, so it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,14 @@ def check_pieces(vocab: Any, vocab_size: int, name: str) -> dict[str, int]:
     return pieces
 
 
-def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults: tuple[str, ...]) -> list[AddedToken]:
+def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults: Mapping[str, str]) -> list[AddedToken]:
     """The added tokens in id order: tokenizer.json's, then tokenizer_config.json's, then special tokens named there.
 
-    `defaults` are the special tokens that the tokenizer's class has without being told. A later description of a token
-    replaces an earlier one, as in transformers' PreTrainedTokenizerFast.
+    `defaults` are the special tokens of the tokenizer's class. A later description of a token replaces an earlier one, and
+    a token that is named as special is special, as in transformers' PreTrainedTokenizerFast.
     """
     found: dict[str, AddedToken] = {}
+    named = named_special_tokens(folder, defaults)
     next_id = len(pieces)
     for claimed, described in _descriptions(folder):
         text = as_text(described.get("content"), "the content of an added token")
@@ -61,13 +62,13 @@ def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults:
             continue
         known = found[text].token_id if text in found else pieces.get(text)
         token_id = next_id if known is None else known
-        if claimed is not None and claimed != token_id:
+        if claimed != token_id:
             raise TokenizerError(f"added token {show(text)} claims id {claimed}, but it is number {token_id} of this tokenizer")
         next_id = max(next_id, token_id + 1)
-        special = as_bool(described.get("special", False), f"special of added token {show(text)}")
+        special = as_bool(described.get("special", False), f"special of added token {show(text)}") or text in named
         normalized = as_bool(described.get("normalized", not special), f"normalized of added token {show(text)}")
         found[text] = AddedToken(text, token_id, special, normalized)
-    for text in named_special_tokens(folder, defaults):
+    for text in named:
         if text and text not in found:
             token_id = pieces.get(text, next_id)
             next_id = max(next_id, token_id + 1)
@@ -75,22 +76,24 @@ def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults:
     return sorted(found.values(), key=lambda token: token.token_id)
 
 
-def named_special_tokens(folder: TokenizerFolder, defaults: tuple[str, ...]) -> list[str]:
-    """The texts named as bos_token, pad_token and so on in tokenizer_config.json, and in special_tokens_map.json of old."""
-    sources = [folder.tokenizer_config or {}]
+def named_special_tokens(folder: TokenizerFolder, defaults: Mapping[str, str]) -> dict[str, None]:
+    """The texts named as bos_token, pad_token and so on, in order: an ordered set.
+
+    tokenizer_config.json names them, and special_tokens_map.json in older folders; a key that neither has keeps its default.
+    """
+    source = dict(folder.tokenizer_config or {})
     legacy = folder.path / "special_tokens_map.json"
-    if not sources[0].get("added_tokens_decoder") and legacy.is_file():
-        sources.append(read_json(legacy))
+    if "added_tokens_decoder" not in source and legacy.is_file():
+        source |= read_json(legacy)
     names: dict[str, None] = {}
-    for source in sources:
-        for key in _NAMED:
-            names |= dict.fromkeys(_texts(source.get(key), key))
-        for key in _EXTRA:
-            values = source.get(key)
-            values = list(values.values()) if isinstance(values, dict) else values
-            for value in as_list([] if values is None else values, key):
-                names |= dict.fromkeys(_texts(value, key))
-    return list(names | dict.fromkeys(defaults))
+    for key in _NAMED:
+        names |= dict.fromkeys(_texts(source.get(key, defaults.get(key)), key))
+    for key in _EXTRA:
+        values = source.get(key)
+        values = list(values.values()) if isinstance(values, dict) else values
+        for value in as_list([] if values is None else values, key):
+            names |= dict.fromkeys(_texts(value, key))
+    return names
 
 
 def _texts(value: Any, what: str) -> list[str]:
@@ -99,7 +102,7 @@ def _texts(value: Any, what: str) -> list[str]:
     return [] if value is None else [as_text(value, what)]
 
 
-def _descriptions(folder: TokenizerFolder) -> Iterator[tuple[int | None, dict[str, Any]]]:
+def _descriptions(folder: TokenizerFolder) -> Iterator[tuple[int, dict[str, Any]]]:
     """(the id claimed, the description) of every added token, in the order in which transformers adds them."""
     listed = (folder.tokenizer_json or {}).get("added_tokens")
     for item in as_list([] if listed is None else listed, "added_tokens in tokenizer.json"):

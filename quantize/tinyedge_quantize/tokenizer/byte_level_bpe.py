@@ -6,16 +6,16 @@ from functools import cache
 from typing import Any
 
 from tinyedge.errors import TokenizerError
-from tinyedge_quantize.metadata import MetadataEntry, string, strings
+from tinyedge_quantize.metadata import MetadataEntry, boolean, string, strings
 
 from .added_tokens import AddedToken, check_pieces, read_added_tokens
 from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, show, wrong
-from .pretokenizers import pre_tokenizer_of_class, recognise_pre_tokenizer
+from .pretokenizers import ADDING_BOS, pre_tokenizer_of_class, recognise_pre_tokenizer
 from .special import special_entries
 from .vocabulary import TokenType, Vocabulary, looks_special, refuse_more_than
 
 _NOT_READ = "convert it with a tool that knows this kind of tokenizer"
-_GPT2_SPECIALS = ("<|endoftext|>",)
+_GPT2_SPECIALS = {"eos_token": "<|endoftext|>"}
 # Parts of a BPE model that change what text becomes, and that llama.cpp does not have.
 _UNSUPPORTED_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
@@ -25,19 +25,31 @@ def read_byte_level_bpe(folder: TokenizerFolder, vocab_size: int, pre_tokenizer:
     if folder.tokenizer_json is None:
         pieces = check_pieces(read_json(folder.path / "vocab.json"), vocab_size, "vocab.json")
         pre = pre_tokenizer or pre_tokenizer_of_class((folder.tokenizer_config or {}).get("tokenizer_class"))
-        defaults, merges = _GPT2_SPECIALS if "<|endoftext|>" in pieces else (), None
+        defaults, merges = _GPT2_SPECIALS if "<|endoftext|>" in pieces else {}, None
     else:
         model = _check_model(folder.tokenizer_json)
         pieces = check_pieces(model.get("vocab"), vocab_size, "tokenizer.json")
         pre = pre_tokenizer or recognise_pre_tokenizer(folder.tokenizer_json, pieces)
-        defaults, merges = (), model.get("merges")
+        defaults, merges = {}, model.get("merges")
     joined = _merges(merges, pieces) or _merges_txt(folder, pieces)
     if not joined:
         raise TokenizerError("the tokenizer has no merges, without which llama.cpp cannot load a byte-level BPE")
     vocabulary = _vocabulary(pieces, read_added_tokens(folder, pieces, defaults), vocab_size)
     head = {"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string(pre)}
-    arrays = vocabulary.entries(with_scores=False)
-    return head | arrays | {"tokenizer.ggml.merges": strings(joined)} | special_entries(folder, vocab_size)
+    head |= vocabulary.gpt2_entries() | {"tokenizer.ggml.merges": strings(joined)}
+    special = special_entries(folder, vocab_size)
+    return head | special | _without_missing_tokens(special, pre)
+
+
+def _without_missing_tokens(special: dict[str, MetadataEntry], pre: str) -> dict[str, MetadataEntry]:
+    """Flags that keep llama.cpp from adding a token nobody named: it would take number 11 (src/llama-vocab.cpp)."""
+    corrected: dict[str, MetadataEntry] = {}
+    for kind, by_default in (("bos", pre in ADDING_BOS), ("eos", False)):
+        flag = special.get(f"tokenizer.ggml.add_{kind}_token")
+        adds = by_default if flag is None else flag.value
+        if adds and f"tokenizer.ggml.{kind}_token_id" not in special:
+            corrected[f"tokenizer.ggml.add_{kind}_token"] = boolean(False)
+    return corrected
 
 
 def _check_model(tokenizer_json: dict[str, Any]) -> dict[str, Any]:

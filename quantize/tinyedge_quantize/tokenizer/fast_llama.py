@@ -12,6 +12,7 @@ from .vocabulary import ADDED_SCORE, TokenType, Vocabulary, refuse_more_than
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Tokenizer classes that have no special tokens of their own; the others that read such a file are Llama's.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_LLAMA_SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def is_fast_llama(tokenizer_json: dict[str, Any]) -> bool:
@@ -35,9 +36,9 @@ def read_fast_llama(folder: TokenizerFolder, vocab_size: int) -> Vocabulary:
     model = as_dict((folder.tokenizer_json or {}).get("model"), "model in tokenizer.json")
     pieces = check_pieces(model.get("vocab"), vocab_size, "tokenizer.json")
     tokenizer_class = (folder.tokenizer_config or {}).get("tokenizer_class")
-    defaults = () if tokenizer_class in _PLAIN_CLASSES else ("<unk>", "<s>", "</s>")
+    defaults = {} if tokenizer_class in _PLAIN_CLASSES else _LLAMA_SPECIALS
     added = read_added_tokens(folder, pieces, defaults)
-    specials = set(named_special_tokens(folder, defaults))
+    specials = named_special_tokens(folder, defaults)
     last = max([*pieces.values(), *(token.token_id for token in added)])
     refuse_more_than(vocab_size, last + 1, "tokenizer.json")
     vocabulary = Vocabulary(vocab_size)

@@ -105,6 +105,23 @@ _NAMES = """
 """
 KNOWN_PRE_TOKENIZERS = frozenset(_NAMES.split())
 
+# With these names llama.cpp begins every text with the bos token unless the file says otherwise.
+ADDING_BOS = frozenset(
+    [
+        "chameleon",
+        "falcon-h1",
+        "falcon3",
+        "jina-v5-nano",
+        "lfm2",
+        "llama-bpe",
+        "llama-v3",
+        "llama3",
+        "midm-2.0",
+        "pixtral",
+        "tekken",
+    ]
+)
+
 # Slow tokenizers keep the definition in their code; these two are known.
 _CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 

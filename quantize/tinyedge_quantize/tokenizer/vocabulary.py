@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 from tinyedge.errors import TokenizerError
@@ -11,6 +12,7 @@ from .files import show
 
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
+_BYTE_PIECE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenType(IntEnum):
@@ -46,14 +48,20 @@ class Vocabulary:
         self.scores[row] = score
         self.types[row] = int(kind)
 
-    def entries(self, with_scores: bool) -> dict[str, MetadataEntry]:
-        """The arrays of the GGUF header. TokenizerError when two rows read the same."""
+    def llama_entries(self) -> dict[str, MetadataEntry]:
+        """The arrays of a `llama` vocabulary. TokenizerError for rows that would make llama.cpp abort the process."""
         self._check_distinct()
-        entries = {"tokenizer.ggml.tokens": strings(self.tokens)}
-        if with_scores:
-            entries["tokenizer.ggml.scores"] = floats(self.scores)
-        entries["tokenizer.ggml.token_type"] = int32s(self.types)
-        return entries
+        self._check_bytes()
+        return {
+            "tokenizer.ggml.tokens": strings(self.tokens),
+            "tokenizer.ggml.scores": floats(self.scores),
+            "tokenizer.ggml.token_type": int32s(self.types),
+        }
+
+    def gpt2_entries(self) -> dict[str, MetadataEntry]:
+        """The arrays of a `gpt2` vocabulary. TokenizerError for rows that would make llama.cpp abort the process."""
+        self._check_distinct()
+        return {"tokenizer.ggml.tokens": strings(self.tokens), "tokenizer.ggml.token_type": int32s(self.types)}
 
     def _check_distinct(self) -> None:
         # llama.cpp reads a text up to its first NUL, renames an empty one to [EMPTY_row], and then aborts the process when
@@ -67,6 +75,23 @@ class Vocabulary:
                     f"tokens {first} and {row} are both {show(known.decode())}, which llama.cpp cannot tell apart",
                     "rename one of them in the tokenizer's files",
                 )
+
+    def _check_bytes(self) -> None:
+        # llama.cpp spells a character that no piece covers byte by byte, and an exception ends the process when a byte has
+        # no piece (src/llama-vocab.cpp, byte_to_token); an ASCII character may stand for its byte.
+        known = set(self.tokens)
+        missing = [
+            byte for byte in range(256) if b"<0x%02X>" % byte not in known and not (byte < 128 and bytes([byte]) in known)
+        ]
+        if missing:
+            raise TokenizerError(
+                f"the vocabulary lacks {len(missing)} of the 256 byte pieces, the first <0x{missing[0]:02X}>, "
+                "and llama.cpp cannot spell unknown characters without them",
+                "train or take a tokenizer with byte fallback",
+            )
+        for row, kind in enumerate(self.types):
+            if kind == TokenType.BYTE and not _BYTE_PIECE.fullmatch(self.tokens[row]):
+                raise TokenizerError(f"token {row} is a byte piece but reads {show(self.tokens[row].decode())}")
 
 
 def refuse_more_than(vocab_size: int, pieces: int, name: str) -> None:
