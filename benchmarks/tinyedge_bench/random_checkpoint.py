@@ -1,4 +1,4 @@
-"""Makes checkpoints with random weights: real weights cannot be had everywhere, and size, memory and speed do not depend on them.
+"""Makes checkpoints with random weights, for what does not depend on the weights: size, memory and speed.
 
 python -m tinyedge_bench.random_checkpoint OUT [--shape tinyllama-1.1b] [--tokenizer tokenizer.model] [--seed 0]
 """
@@ -82,7 +82,7 @@ SHAPES = {
 def make_checkpoint(
     folder: Path, shape: LlamaShape, tokenizer: Path, seed: int = 0, *, dtype: str = "BF16", tied: bool = False
 ) -> None:
-    """Writes a Hugging Face folder: config.json, model.safetensors in BF16 or F32, tokenizer.model and tokenizer_config.json."""
+    """Writes a Hugging Face folder: configuration, safetensors weights in BF16 or F32, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config() | {"tie_word_embeddings": tied}, indent=2))
     shutil.copyfile(tokenizer, folder / "tokenizer.model")

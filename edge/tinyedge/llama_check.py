@@ -9,6 +9,13 @@ from tinyedge.gguf_file import GGUFTensor
 from tinyedge.gguf_values import shown
 from tinyedge.hyperparameters import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Hyperparameters
 
+# Types with a dot product in type_traits_cpu and a case in ggml_compute_forward_get_rows; in a matrix the others abort.
+_DOT_TYPES = """
+F32 F16 BF16 Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S
+IQ2_S IQ4_XS IQ1_M TQ1_0 TQ2_0 MXFP4 NVFP4
+"""
+MATRIX_TYPES = frozenset(_DOT_TYPES.split())
+
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
@@ -32,16 +39,18 @@ def check_llama(model: Hyperparameters) -> None:
     for name, tensor in model.gguf.tensor.items():
         if name not in expected:
             raise model.error(f"has the tensor {shown(name)}, which a llama model does not use")
-        _check_shape(model, tensor, expected[name].shape)
+        _check_shape_and_type(model, tensor, expected[name].shape)
     for entry in expected.values():
         if entry.required and entry.name not in model.gguf.tensor:
             raise model.error(f"lacks the tensor {entry.name!r}")
 
 
-def _check_shape(model: Hyperparameters, tensor: GGUFTensor, shape: tuple[int, ...]) -> None:
+def _check_shape_and_type(model: Hyperparameters, tensor: GGUFTensor, shape: tuple[int, ...]) -> None:
     found = tensor.shape + (1,) * (4 - len(tensor.shape))
     if found != shape + (1,) * (4 - len(shape)):
         raise model.error(f"has tensor {tensor.name!r} of shape {tensor.shape}; {shape} was expected")
+    if tensor.type.name not in (MATRIX_TYPES if len(shape) > 1 else ("F32",)):
+        raise model.error(f"stores {tensor.name!r} as {tensor.type}, which llama.cpp cannot use there")
 
 
 def _llama_tensors(model: Hyperparameters, layers: int) -> Iterator[_Expected]:
@@ -72,7 +81,7 @@ def _llama_tensors(model: Hyperparameters, layers: int) -> Iterator[_Expected]:
         yield _Expected("rope_freqs.weight", (head_dim // 2,), required=False)
     for layer in range(layers):
         yield from _llama_attention(model, layer, hidden, heads[layer] * head_dim, kv_heads[layer] * head_dim)
-        yield from _llama_ffn(f"blk.{layer}.", hidden, ffn[layer], experts)
+        yield from _llama_ffn(model, f"blk.{layer}.", hidden, ffn[layer], experts)
 
 
 def _llama_attention(model: Hyperparameters, layer: int, hidden: int, query: int, key: int) -> Iterator[_Expected]:
@@ -81,21 +90,21 @@ def _llama_attention(model: Hyperparameters, layer: int, hidden: int, query: int
     fused = block + "attn_qkv.weight" in model.gguf.tensor
     parts = (("attn_q", query), ("attn_k", key), ("attn_v", key))
     if fused:
-        yield from _linear(block + "attn_qkv", hidden, query + 2 * key)
+        yield from _linear(model, block + "attn_qkv", hidden, query + 2 * key)
         if block + "attn_qkv.bias" not in model.gguf.tensor:
             yield from (_Expected(f"{block}{name}.bias", (rows,), required=False) for name, rows in parts)
     else:
         for name, rows in parts:
-            yield from _linear(block + name, hidden, rows)
-    yield from _linear(block + "attn_output", query, hidden)
+            yield from _linear(model, block + name, hidden, rows)
+    yield from _linear(model, block + "attn_output", query, hidden)
 
 
-def _llama_ffn(block: str, hidden: int, ffn: int, experts: int) -> Iterator[_Expected]:
+def _llama_ffn(model: Hyperparameters, block: str, hidden: int, ffn: int, experts: int) -> Iterator[_Expected]:
     yield _Expected(block + "ffn_norm.weight", (hidden,))
     projections = (("ffn_gate", hidden, ffn), ("ffn_up", hidden, ffn), ("ffn_down", ffn, hidden))
     if not experts:
         for name, columns, rows in projections:
-            yield from _linear(block + name, columns, rows)
+            yield from _linear(model, block + name, columns, rows)
         return
     yield _Expected(block + "ffn_gate_inp.weight", (hidden, experts))
     for name, columns, rows in projections:
@@ -105,8 +114,10 @@ def _llama_ffn(block: str, hidden: int, ffn: int, experts: int) -> Iterator[_Exp
         )
 
 
-def _linear(name: str, columns: int, rows: int) -> Iterator[_Expected]:
+def _linear(model: Hyperparameters, name: str, columns: int, rows: int) -> Iterator[_Expected]:
     """A matrix with the optional vectors that llama.cpp loads beside it."""
     yield _Expected(name + ".weight", (columns, rows))
-    yield _Expected(name + ".bias", (rows,), required=False)
+    weight = model.gguf.tensor.get(name + ".weight")
+    if weight is None or weight.type.name != "NVFP4":  # llama-graph.cpp asserts that scaled NVFP4 has no bias
+        yield _Expected(name + ".bias", (rows,), required=False)
     yield from (_Expected(f"{name}.{suffix}", (1,), required=False) for suffix in ("scale", "input_scale"))

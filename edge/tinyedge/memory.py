@@ -71,7 +71,7 @@ def largest_context_that_fits(
 
 def free_memory_bytes() -> int:
     """Memory that can be used without swapping, within the limits of the cgroup that this process runs in."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     free: int = psutil.virtual_memory().available
     return max(0, min(free, *(_cgroup_free(group) for group in _cgroups())))

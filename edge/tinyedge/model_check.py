@@ -14,19 +14,13 @@ from tinyedge.errors import GGUFError, UnsupportedArchitectureError
 from tinyedge.gguf_file import GGUFFile
 from tinyedge.gguf_values import GGUFArray, shown
 from tinyedge.hyperparameters import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Hyperparameters
-from tinyedge.llama_check import check_llama
+from tinyedge.llama_check import MATRIX_TYPES, check_llama
 from tinyedge.vocabulary_check import check_vocabulary
 
 _MAX_CONTEXT = (1 << 31) - 1
 _DATA_ALIGNMENT = 32  # TENSOR_ALIGNMENT of the CPU buffer that maps the file, ggml-backend.cpp
+_NOT_NEGATIVE = ("epsilon", "freq_base", "factor")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama-model.cpp
-
-# Types with a dot product in type_traits_cpu and a case in ggml_compute_forward_get_rows; in a matrix the others abort.
-_DOT_TYPES = """
-F32 F16 BF16 Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S
-IQ2_S IQ4_XS IQ1_M TQ1_0 TQ2_0 MXFP4 NVFP4
-"""
-_MATRIX_TYPES = frozenset(_DOT_TYPES.split())
 
 # The decoders among LLM_ARCH_NAMES of llama-arch.cpp (llama-cpp-python 0.3.36). Encoders, audio models, speculative
 # drafts and `clip` cannot generate text on their own.
@@ -49,7 +43,8 @@ def check_runnable(gguf: GGUFFile) -> None:
     """Raises unless llama.cpp can load and run the model without aborting the process.
 
     GGUFError names the first thing wrong, UnsupportedArchitectureError a model family llama.cpp cannot generate text with.
-    For `llama` the check is complete; for the other families it covers the rules all of them share.
+    For `llama` the check is complete; for the other families it covers the rules that all share, and
+    `model_probe.probe` tries the rest in a child process.
     """
     _check_container(gguf)
     model = Hyperparameters(gguf)
@@ -102,25 +97,23 @@ def _check_hyperparameters(model: Hyperparameters) -> None:
 
 
 def _check_floats(model: Hyperparameters) -> None:
-    """Floats must be finite, and an epsilon, a RoPE base or factor not negative (asserts of ggml-cpu's ops.cpp)."""
+    """An epsilon, a RoPE base or factor is finite and not negative (asserts of ggml-cpu's ops.cpp)."""
     for key, value in model.gguf.metadata.items():
-        if not key.startswith(model.architecture + "."):
+        if not key.startswith(model.architecture + ".") or not any(word in key for word in _NOT_NEGATIVE):
             continue
-        numbers = value.values if isinstance(value, GGUFArray) and value.element_type in ("f32", "f64") else (value,)
+        numbers = value.values if isinstance(value, GGUFArray) else (value,)
         for number in numbers:
-            if isinstance(number, float) and not math.isfinite(number):
+            if isinstance(number, float) and not (math.isfinite(number) and number >= 0):
                 raise model.error(f"has {shown(key)} {number}")
-            if isinstance(number, float) and number < 0 and ("epsilon" in key or "freq_base" in key or "factor" in key):
-                raise model.error(f"has a negative {shown(key)}")
 
 
 def _check_tensor_types(gguf: GGUFFile) -> None:
-    """Vectors are multiplied and added as F32; matrices need a type with a dot product."""
+    """Vectors are multiplied and added as F32; matrices need a type with a dot product, or I32 for tables of rows."""
     for tensor in gguf.tensors:
-        is_vector = all(size == 1 for size in tensor.shape[1:])
+        is_vector = len(tensor.shape) == 1
         if is_vector and tensor.name.endswith((".weight", ".bias", ".scale")) and tensor.type.name != "F32":
             raise GGUFError(f"{gguf.path} stores the vector {shown(tensor.name)} as {tensor.type}; it must be F32")
-        if not is_vector and tensor.type.name not in _MATRIX_TYPES:
+        if not is_vector and tensor.type.name not in MATRIX_TYPES | {"I32"}:
             raise GGUFError(
                 f"{gguf.path} stores {shown(tensor.name)} as {tensor.type}, which llama.cpp cannot multiply"
             )

@@ -9,7 +9,7 @@ from tinyedge.native.library import compiled_backends, versions
 
 
 def version_lines() -> list[str]:
-    """One line each for tinyedge, llama-cpp-python, ggml and the compiled backends. Raises NativeError when the library is missing."""
+    """One line each for tinyedge, llama-cpp-python, ggml and the backends. Raises NativeError without the library."""
     libraries = versions()
     return [
         f"tinyedge {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})",

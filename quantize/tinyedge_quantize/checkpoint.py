@@ -1,7 +1,7 @@
 """Opens a checkpoint: finds its files, reads names, shapes and places, never weights.
 
-Whatever the container (safetensors, a torch.save file, either in shards) and the layout (Hugging Face, Lit-GPT, Meta, llama2.c),
-what comes out is the same: tensors under Hugging Face's names and a configuration in Hugging Face's spelling.
+Whatever the container (safetensors, a torch.save file, either in shards) and the layout (Hugging Face, Lit-GPT, Meta,
+llama2.c), what comes out is the same: tensors under Hugging Face's names and a configuration in Hugging Face's spelling.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def convert(
 ) -> ConversionReport:
     """Quantizes the checkpoint at `source` into `output` in one pass.
 
-    `progress` is called with the bytes written since its last call and the total. Raises a TinyEdgeError and leaves no file when the checkpoint
-    cannot be converted or written; an existing `output` stays as it was.
+    `progress` is called with the bytes written since its last call and the total. Raises a TinyEdgeError and leaves no file
+    when the checkpoint cannot be converted or written; an existing `output` stays as it was.
     """
     recipe = find_recipe(type_name)
     started = time.perf_counter()

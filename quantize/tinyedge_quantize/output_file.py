@@ -106,7 +106,8 @@ def _give_name(descriptor: int, name: Path) -> None:
     """Names a file made with O_TMPFILE, as open(2) describes."""
     folder = os.open(name.parent, os.O_RDONLY)
     try:
-        # Only with a folder descriptor does os.link call linkat with AT_SYMLINK_FOLLOW, without which /proc's link is not followed.
+        # Only with a folder descriptor does os.link call linkat with AT_SYMLINK_FOLLOW, without which /proc's link is not
+        # followed.
         os.link(f"/proc/self/fd/{descriptor}", name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
     finally:
         os.close(folder)

@@ -1,8 +1,8 @@
 """Reads a pickle without running it: a small interpreter of the opcodes that torch.save writes.
 
-Python's own unpickler imports what a pickle names and calls it; even with a restricted find_class a hostile memo index makes it
-allocate gigabytes. Here nothing is imported or called: a name becomes a `Global`, and a call is answered only by the functions the
-caller passes for that name. Opcode meanings: pickletools in the standard library.
+Python's own unpickler imports what a pickle names and calls it; even with a restricted find_class a hostile memo index makes
+it allocate gigabytes. Here nothing is imported or called: a name becomes a `Global`, and a call is answered only by the
+functions the caller passes for that name. Opcode meanings: pickletools in the standard library.
 """
 
 from __future__ import annotations
@@ -175,8 +175,13 @@ def _key(key: Any) -> Any:
     return key if isinstance(key, str | int | float | bytes | bool | type(None)) else id(key)
 
 
-def _add_items(machine: PickleMachine, _argument: Any) -> None:
+def _drop_to_mark(machine: PickleMachine, _argument: Any) -> None:
+    """ADDITEMS too: sets are Inert, so what would be added to one goes."""
     machine._since_mark()
+
+
+def _pop(machine: PickleMachine, _argument: Any) -> None:
+    machine.stack.pop()
 
 
 def _global(machine: PickleMachine, argument: str) -> None:
@@ -248,7 +253,7 @@ _STEPS: dict[str, Callable[[PickleMachine, Any], None]] = {
     "APPENDS": _appends,
     "SETITEM": _setitem,
     "SETITEMS": _setitems,
-    "ADDITEMS": _add_items,
+    "ADDITEMS": _drop_to_mark,
     "GLOBAL": _global,
     "STACK_GLOBAL": _stack_global,
     "REDUCE": _reduce,
@@ -263,7 +268,7 @@ _STEPS: dict[str, Callable[[PickleMachine, Any], None]] = {
     "GET": _get,
     "BINGET": _get,
     "LONG_BINGET": _get,
-    "POP": lambda machine, _argument: machine.stack.pop() and None,
-    "POP_MARK": lambda machine, _argument: machine._since_mark() and None,
+    "POP": _pop,
+    "POP_MARK": _drop_to_mark,
     "DUP": lambda machine, _argument: machine.stack.append(machine.stack[-1]),
 }

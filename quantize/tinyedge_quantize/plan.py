@@ -166,7 +166,8 @@ def interleaved_rotary_rows(heads: int, rows: int) -> RowOrder:
 
     llama.cpp, conversion/llama.py, `permute`.
     """
-    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).ravel()
+    order: RowOrder = np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).ravel()
+    return order
 
 
 def _shape(shape: tuple[int, ...]) -> str:

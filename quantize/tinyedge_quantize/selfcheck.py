@@ -1,7 +1,7 @@
-"""Catches a compiler that broke the quantization kernels: seeded data, quantized by the installed library, against stored errors.
+"""Catches a compiler that broke the quantization kernels: the error of each on seeded data, against stored ones.
 
-The kernels search for the scales that fit best, so a miscompiled one still gives a valid file, only a worse one. Dequantizing is
-done by gguf's numpy code, which no flag of the C compiler touches.
+The kernels search for the scales that fit best, so a miscompiled one still gives a valid file, only a worse one. Dequantizing
+is done by gguf's numpy code, which no flag of the C compiler touches.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class KernelError:
 def sample() -> npt.NDArray[np.float32]:
     """Rows like those of a trained matrix: mostly normal, some heavy-tailed, one nearly zero, one with a single outlier."""
     random = np.random.Generator(np.random.PCG64(_SEED))
-    rows = random.standard_normal((_ROWS, _COLUMNS)).astype(np.float32) * np.float32(0.02)
+    rows: npt.NDArray[np.float32] = random.standard_normal((_ROWS, _COLUMNS)).astype(np.float32) * np.float32(0.02)
     rows[1::4] *= np.exp(random.standard_normal((len(rows[1::4]), _COLUMNS)).astype(np.float32) * np.float32(0.5))
     rows[2] *= np.float32(1e-6)
     rows[3, 100] = 1.0

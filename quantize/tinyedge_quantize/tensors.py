@@ -1,7 +1,7 @@
 """Tensors as they lie in checkpoint files: where each row is and how to read it without mapping the file.
 
-Rows are read with pread into buffers the caller reuses, so resident memory stays that of the slabs in flight: mapped pages would
-count as ours and a board with 1 GB would start to swap.
+Rows are read with pread into buffers the caller reuses, so resident memory stays that of the slabs in flight: mapped pages
+would count as ours and a board with 1 GB would start to swap.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WeightFile:
 
     def read_into(self, out: Bytes, offset: int) -> None:
         """Fills `out` from `offset`; raises CheckpointError when the file ends before."""
-        view = memoryview(out)
+        view = out.data
         while view:
             count = os.preadv(self._descriptor, [view], offset)
             if count == 0:
@@ -135,8 +135,8 @@ class ConstantRows:
 class SourceTensor:
     """A tensor of a checkpoint: `shape` as torch gives it, `dtype` in safetensors' spelling, and how to read its rows.
 
-    A 1-D tensor counts as rows of one element. `order` gives, for each row, its index in the file: fused matrices are taken apart
-    and rotary rows permuted by choosing rows, never by moving weights.
+    A 1-D tensor counts as rows of one element. `order` gives, for each row, its index in the file: fused matrices are taken
+    apart and rotary rows permuted by choosing rows, never by moving weights.
     """
 
     name: str

@@ -52,8 +52,8 @@ def default_threads() -> int:
 def write(plan: QuantPlan, path: Path, threads: int | None = None, progress: Progress | None = None) -> None:
     """Writes the planned file; `progress` is called after each slab.
 
-    Raises OutputError or DiskSpaceError before anything is read, and WeightValueError naming a tensor that holds NaN or infinity.
-    The file appears under `path` only when it is complete.
+    Raises OutputError or DiskSpaceError before anything is read, and WeightValueError naming a tensor that holds NaN or
+    infinity. The file appears under `path` only when it is complete.
     """
     check_room(path, plan.total_bytes)
     native.load_kernels()
@@ -136,18 +136,18 @@ class _Buffers:
         raw = self._read(slab)
         _require_finite(tensor, raw)
         if source.dtype == tensor.ggml_type:
-            return memoryview(raw)
+            return raw.data
         count = slab.rows * source.columns
         floats = self._widen(source.dtype, raw, count)
         if tensor.ggml_type == "F32":
-            return memoryview(floats.view(np.uint8))
+            return floats.view(np.uint8).data
         target = self._blocks = _grown(self._blocks, slab.rows * tensor.row_bytes)
         blocks = target[: slab.rows * tensor.row_bytes]
         # 1-D tensors stay F32, so here a row is a row of the matrix.
         native.quantize_rows(tensor.ggml_type, floats.ctypes.data, blocks.ctypes.data, slab.rows, source.columns)
         if tensor.ggml_type == "F16":
             _require_finite(tensor, blocks, "F16")
-        return memoryview(blocks)
+        return blocks.data
 
     def _read(self, slab: _Slab) -> Bytes:
         source = slab.tensor.source

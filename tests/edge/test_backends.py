@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tiny_gguf import tiny_parts, write
+
 from tinyedge.backends import BACKENDS, DEFAULT_CONTEXT_LIMIT, GPU_RESERVE_BYTES, Machine, Request, choose, this_machine
 from tinyedge.cpu import CpuFacts
 from tinyedge.errors import BackendError, MemoryFitError

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from tiny_gguf import tiny_parts, write
+
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
 from tinyedge.engine import Chunk, Engine, Sampling, Speed, peak_rss_bytes
 from tinyedge.errors import NativeError, PromptError

@@ -18,6 +18,7 @@ import pytest
 from tiny_gguf import CODES, HIDDEN, Tensor, pack, tiny_parts
 
 from tinyedge import ggml_types
+from tinyedge.llama_check import MATRIX_TYPES
 
 SEEDS = int(os.environ.get("TINYEDGE_MUTATIONS", "480"))
 SEEDS_PER_TEST = max(SEEDS // 8, 1)
@@ -289,6 +290,20 @@ def test_the_unharmed_model_runs(tmp_path: Path) -> None:
     path = tmp_path / "whole.gguf"
     path.write_bytes(pack(tiny_parts()))
     assert try_files([path]) == {path: "ran"}
+
+
+def test_every_type_that_the_checks_allow_runs(tmp_path: Path) -> None:
+    paths = {}
+    for name in sorted(MATRIX_TYPES):
+        parts, kind, noise = tiny_parts(), ggml_types.type_named(name), random.Random(1)
+        for tensor in parts.tensors:
+            if len(tensor.shape) > 1:
+                blocks = math.prod(tensor.shape) // kind.block_elements
+                tensor.type_id, tensor.data = kind.id, noise.randbytes(blocks * kind.block_bytes)
+        paths[tmp_path / f"{name}.gguf"] = name
+        (tmp_path / f"{name}.gguf").write_bytes(pack(parts))
+    results = {paths[path]: result for path, result in try_files(list(paths)).items()}
+    assert {name for name, result in results.items() if result == "ran"} == MATRIX_TYPES
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))

@@ -164,7 +164,7 @@ BAD: dict[str, Callable[[Parts], None]] = {
     "expert_count 5000": _set("llama.expert_count", "u32", 5000),
     "RoPE scaling 'spiral'": _set("llama.rope.scaling.type", "str", b"spiral"),
     "nan": _set("llama.rope.freq_base", "f32", math.nan),
-    "negative 'llama.attention.layer_norm_rms_epsilon'": _set("llama.attention.layer_norm_rms_epsilon", "f32", -1.0),
+    "'llama.attention.layer_norm_rms_epsilon' -1.0": _set("llama.attention.layer_norm_rms_epsilon", "f32", -1.0),
     "lacks llama.attention.layer_norm_rms_epsilon": _drop("llama.attention.layer_norm_rms_epsilon"),
     "is an encoder": _set("llama.attention.causal", "bool", False),
     "do not divide": _set("llama.attention.head_count_kv", "u32", 3),
@@ -178,7 +178,11 @@ BAD: dict[str, Callable[[Parts], None]] = {
     "rope_freqs.weight' of shape (32,)": _added("rope_freqs.weight", (32,)),
     "(256, 64) was expected": _tensor("blk.0.attn_k.weight", shape=(64, 256)),
     "it must be F32": _tensor("output_norm.weight", type_id=1, data=bytes(512)),
-    "cannot multiply": _tensor("blk.0.attn_q.weight", type_id=26, data=bytes(4 * HIDDEN * HIDDEN)),
+    "stores 'output_norm.weight' as F16": _tensor("output_norm.weight", shape=(HIDDEN, 1), type_id=1, data=bytes(512)),
+    "as I32, which llama.cpp cannot use there": _tensor(
+        "blk.0.attn_q.weight", type_id=26, data=bytes(4 * HIDDEN * HIDDEN)
+    ),
+    "as I8, which llama.cpp cannot multiply": _tensor("blk.0.attn_q.weight", type_id=24, data=bytes(HIDDEN * HIDDEN)),
     "does not name its tokenizer": _drop("tokenizer.ggml.model"),
     "a 'none' tokenizer": _set("tokenizer.ggml.model", "str", b"none"),
     "has no merges": _set("tokenizer.ggml.model", "str", b"gpt2"),

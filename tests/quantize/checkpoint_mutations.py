@@ -1,4 +1,4 @@
-"""Mutates a checkpoint by seed and converts it, over and over in this one process: `checkpoint_mutations.py FOLDER COUNT [FIRST]`.
+"""Mutates a checkpoint by seed and converts it, again and again: `checkpoint_mutations.py FOLDER COUNT [FIRST]`.
 
 Prints a JSON object with how many were accepted and refused. Anything but a TinyEdgeError is a failure and ends the process.
 """

@@ -72,7 +72,14 @@ def test_harmless_training_objects_are_skipped_without_importing(tmp_path: Path)
 
 def test_a_name_that_hides_behind_an_attribute_path_is_refused(tmp_path: Path) -> None:
     """Protocol 4 can name `torch.serialization.os.system`."""
-    body = ts.text("torch.serialization") + ts.text("os.system") + pickle.STACK_GLOBAL + ts.text("id") + pickle.TUPLE1 + pickle.REDUCE
+    body = (
+        ts.text("torch.serialization")
+        + ts.text("os.system")
+        + pickle.STACK_GLOBAL
+        + ts.text("id")
+        + pickle.TUPLE1
+        + pickle.REDUCE
+    )
     with pytest.raises(UnsafePickleError, match=r"torch\.serialization\.os\.system"):
         _read(tmp_path, ts.program(body))
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch_saves as ts
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
 
 from tinyedge.errors import CheckpointError, TensorMismatchError
+from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.convert import convert
 from tinyedge_quantize.layouts.lit_gpt import NAMED_CONFIGS
@@ -133,9 +133,7 @@ def test_sharded_safetensors(weights: Weights, reference: dict[str, bytes], tmp_
 
 
 @pytest.mark.parametrize("save", SAVERS)
-def test_pytorch_model_bin_whole_and_sharded(
-    save: Save, weights: Weights, reference: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_pytorch_model_bin_whole_and_sharded(save: Save, weights: Weights, reference: dict[str, bytes], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     save(whole / "pytorch_model.bin", dict(weights))
     assert tensors_of(finish(whole, **SHAPE.config()), tmp_path) == reference
@@ -244,7 +242,11 @@ def test_lit_gpt_without_a_configuration_says_what_to_give(weights: Weights, tmp
 def test_the_code_model_gets_linear_rope_scaling_by_four(weights: Weights, tmp_path: Path) -> None:
     folder = tmp_path / "lit"
     save_by_hand(folder / "lit_model.pth", lit_gpt(weights, newer=False))
-    finish(folder, file="lit_config.json", **(LIT_CONFIG | {"condense_ratio": NAMED_CONFIGS["code_tiny_LLaMA_1b"]["condense_ratio"]}))
+    finish(
+        folder,
+        file="lit_config.json",
+        **(LIT_CONFIG | {"condense_ratio": NAMED_CONFIGS["code_tiny_LLaMA_1b"]["condense_ratio"]}),
+    )
     with open_checkpoint(folder) as checkpoint:
         metadata = make_plan(checkpoint, find_recipe("F32")).metadata
     assert metadata["llama.rope.scaling.type"].value == "linear"
@@ -309,7 +311,9 @@ def test_tied_weights_that_share_a_storage_are_written_once(weights: Weights, tm
 
 
 @pytest.mark.torch
-def test_views_of_shared_storages_give_the_values_torch_sees(weights: Weights, reference: dict[str, bytes], tmp_path: Path) -> None:
+def test_views_of_shared_storages_give_the_values_torch_sees(
+    weights: Weights, reference: dict[str, bytes], tmp_path: Path
+) -> None:
     """Transposed, sliced with a step, row slices of a larger matrix, an offset into a fused storage."""
     torch = pytest.importorskip("torch")
     tensors = {}
@@ -350,7 +354,10 @@ def test_half_precision_widens_as_torch_does(dtype: str, weights: Weights, tmp_p
 
 def test_the_named_configurations_are_tinyllamas() -> None:
     assert replace(SHAPE, layers=22, hidden=2048, ffn=5632, heads=32, kv_heads=4, vocabulary=32000, context=2048) == LlamaShape(
-        *(NAMED_CONFIGS["tiny_LLaMA_1b"][key] for key in ("n_layer", "n_embd", "intermediate_size", "n_head", "n_query_groups")),
+        *(
+            NAMED_CONFIGS["tiny_LLaMA_1b"][key]
+            for key in ("n_layer", "n_embd", "intermediate_size", "n_head", "n_query_groups")
+        ),
         NAMED_CONFIGS["tiny_LLaMA_1b"]["vocab_size"],
         NAMED_CONFIGS["tiny_LLaMA_1b"]["block_size"],
     )

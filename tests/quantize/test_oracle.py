@@ -9,9 +9,9 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
 
 from tinyedge.cli.models import demo_checkpoint
+from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.convert import convert
 from tinyedge_quantize.recipes import RECIPES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,17 +17,24 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tinyedge_bench.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
 
 from tinyedge import errors
+from tinyedge_bench.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")
 TINY = SHAPES["tiny"]
 
 
-def tinyedge(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def tinyedge(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(TINYEDGE), *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd, env=os.environ | (env or {})
+        [str(TINYEDGE), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env=os.environ | (env or {}),
     )
 
 
@@ -308,7 +316,7 @@ def test_an_interrupt_leaves_nothing_behind(number: signal.Signals, code: int, t
     )
     descriptors = Path(f"/proc/{process.pid}/fd")
     deadline = time.monotonic() + 30
-    while descriptors.exists() and not any(str(target.parent) in os.readlink(link) for link in _links(descriptors)):
+    while not any(str(target.parent) in name for name in _open_files(descriptors)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
@@ -318,15 +326,13 @@ def test_an_interrupt_leaves_nothing_behind(number: signal.Signals, code: int, t
     assert list(target.parent.iterdir()) == []
 
 
-def _links(folder: Path) -> list[Path]:
-    links = []
+def _open_files(folder: Path) -> list[str]:
+    """What a process has open; a descriptor may close while we look."""
+    names = []
     for link in folder.iterdir():
-        try:
-            os.readlink(link)
-        except OSError:
-            continue
-        links.append(link)
-    return links
+        with contextlib.suppress(OSError):
+            names.append(str(link.readlink()))
+    return names
 
 
 def test_random_bytes_change_nothing_they_should_not(checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,10 @@ from tinyedge.errors import TinyEdgeError
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+EXIT_USAGE = 2
 
 # click's UsageError, from whichever click this typer uses: newer ones carry their own.
-USAGE_ERROR = typer.BadParameter.__mro__[1]
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     add_completion=False,
@@ -85,8 +86,9 @@ def _explain(error: Exception, *, debug: bool) -> int:
         status("interrupted")
         return EXIT_INTERRUPTED
     if isinstance(error, USAGE_ERROR):
-        error.show()
-        return error.exit_code
+        usage: Any = error
+        usage.show()
+        return EXIT_USAGE
     if isinstance(error, BrokenPipeError):
         # The reader of our output went away, as `| head` does; the rest of it must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

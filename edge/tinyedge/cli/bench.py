@@ -42,9 +42,7 @@ def bench(
 ) -> None:
     """Measure tokens per second as llama-bench does: random tokens, no tokenizing or sampling in the time, a warm-up."""
     from tinyedge.backends import Request, choose, this_machine
-    from tinyedge.cli.models import resolve_model
-    from tinyedge.gguf_file import read_gguf
-    from tinyedge.model_facts import check_runnable, describe_model
+    from tinyedge.cli.models import checked_facts, resolve_model
     from tinyedge.native import log
     from tinyedge_bench.speed import measure, summarise, workloads
 
@@ -53,9 +51,7 @@ def bench(
         raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure")
     counts = _thread_counts(threads)
     path = resolve_model(model)
-    gguf = read_gguf(path)
-    check_runnable(gguf)
-    facts, machine = describe_model(gguf), this_machine()
+    facts, machine = checked_facts(path), this_machine()
     context = max(test.tokens for test in tests)
     plans = [
         choose(facts, Request(backend=backend, gpu_layers=gpu_layers, context=context, threads=count), machine)

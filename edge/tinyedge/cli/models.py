@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyedge import __version__
 from tinyedge.cli.output import byte_progress, format_bytes, format_seconds, status
 from tinyedge.errors import ModelNotFoundError, OutputError
+
+if TYPE_CHECKING:
+    from tinyedge.model_facts import ModelFacts
 
 CACHE_TYPE = "Q4_K_M"
 
@@ -29,6 +32,25 @@ def resolve_model(argument: str, *, quiet: bool = False) -> Path:
     if path.is_dir() or not _claims_gguf(path):
         return quantized(path, str(path), quiet=quiet)
     return path
+
+
+def checked_facts(path: Path) -> ModelFacts:
+    """The facts of the GGUF file at `path`, after every check that must come before llama.cpp sees it.
+
+    A family that the checks in Python do not cover completely is tried in a child process once. Raises GGUFError or
+    UnsupportedArchitectureError.
+    """
+    from tinyedge.gguf_file import read_gguf
+    from tinyedge.model_facts import check_runnable, describe_model
+
+    gguf = read_gguf(path)
+    check_runnable(gguf)
+    facts = describe_model(gguf)
+    if facts.architecture != "llama":  # what `probe` would do nothing for is not worth its imports
+        from tinyedge.model_probe import probe
+
+        probe(gguf, cache_folder())
+    return facts
 
 
 def demo_checkpoint() -> Path:
@@ -88,6 +110,8 @@ def _claims_gguf(path: Path) -> bool:
 
 def _key(weights: list[Path]) -> str:
     """Changes when the weights or a file beside them change, or with the version of tinyedge."""
+    import hashlib
+
     folder = weights[0].parent
     beside = sorted(path for pattern in _SIDE_FILES for path in folder.glob(pattern))
     digest = hashlib.sha256(f"{__version__} {CACHE_TYPE}".encode())

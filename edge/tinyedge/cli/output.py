@@ -19,13 +19,7 @@ Progress = Callable[[int, int], None]
 
 def format_bytes(count: int) -> str:
     """`637 MiB`, `1.1 GiB`, `12 KiB`: binary units, two digits below ten."""
-    value = float(count)
-    for unit in _BINARY_UNITS[:-1]:
-        if value < 1023.5:
-            break
-        value /= 1024
-    else:
-        unit = _BINARY_UNITS[-1]
+    value, unit = _scaled(count, 1024, 1023.5, _BINARY_UNITS)
     if unit == "B":
         return f"{count} B"
     return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
@@ -33,16 +27,18 @@ def format_bytes(count: int) -> str:
 
 def format_count(count: int) -> str:
     """`1.1 B`, `5.2 M`, `256`: a number of parameters or tokens in decimal steps."""
-    value = float(count)
-    for unit in _COUNT_UNITS[:-1]:
-        if value < 999.5:
-            break
-        value /= 1000
-    else:
-        unit = _COUNT_UNITS[-1]
+    value, unit = _scaled(count, 1000, 999.5, _COUNT_UNITS)
     if not unit:
         return str(count)
     return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.1f} {unit}"
+
+
+def _scaled(count: int, step: int, limit: float, units: tuple[str, ...]) -> tuple[float, str]:
+    """`count` in the first unit in which it is below `limit`."""
+    value, power = float(count), 0
+    while value >= limit and power < len(units) - 1:
+        value, power = value / step, power + 1
+    return value, units[power]
 
 
 def format_seconds(seconds: float) -> str:

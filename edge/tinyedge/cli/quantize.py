@@ -160,15 +160,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
     width = max(len(tensor["name"]) for tensor in plan["tensors"])
     print_line(f"{'tensor':<{width}}  {'shape':>14}  {'from':>5}  {'to':>5}  {'bytes':>12}")
     for tensor in plan["tensors"]:
-        shape = " x ".join(map(str, tensor["shape"]))
-        print_line(
-            f"{printable(tensor['name']):<{width}}  {shape:>14}  {tensor['source_type']:>5}  {tensor['type']:>5}  {tensor['bytes']:>12,}"
-        )
+        shape, name = " x ".join(map(str, tensor["shape"])), printable(tensor["name"])
+        print_line(f"{name:<{width}}  {shape:>14}  {tensor['source_type']:>5}  {tensor['type']:>5}  {tensor['bytes']:>12,}")
     counts = ", ".join(f"{count} {name}" for name, count in plan["tensor_types"].items())
     print_line(f"{len(plan['tensors'])} tensors ({counts}), {format_count(plan['parameters'])} parameters")
     print_line(
-        f"{plan['type']} file: {plan['bytes']:,} bytes ({format_bytes(plan['bytes'])}), {plan['bits_per_weight']:.2f} bits per weight, "
-        f"from {format_bytes(plan['source_bytes'])}"
+        f"{plan['type']} file: {plan['bytes']:,} bytes ({format_bytes(plan['bytes'])}), "
+        f"{plan['bits_per_weight']:.2f} bits per weight, from {format_bytes(plan['source_bytes'])}"
     )
 
 

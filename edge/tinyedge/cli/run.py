@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -83,13 +84,10 @@ run.__doc__ = f"{run.__doc__}\n\n{_EXAMPLES}"
 def generate(path: Path, request: Request, wanted: Generation) -> None:
     """Runs the GGUF file at `path` and prints text and report. Raises typer.Exit(130) after Ctrl-C."""
     from tinyedge.backends import choose, this_machine
+    from tinyedge.cli.models import checked_facts
     from tinyedge.engine import Engine
-    from tinyedge.gguf_file import read_gguf
-    from tinyedge.model_facts import check_runnable, describe_model
 
-    gguf = read_gguf(path)
-    check_runnable(gguf)
-    facts = describe_model(gguf)
+    facts = checked_facts(path)
     plan = choose(facts, request, this_machine())
     status(plan.reason)
     with load_progress(facts.weight_bytes, quiet=wanted.json or wanted.verbose) as progress:
@@ -232,9 +230,7 @@ def _sampling(temp: float, top_k: int, top_p: float, min_p: float, repeat_penalt
     from tinyedge.engine import Sampling
 
     if seed is None:
-        import secrets
-
-        seed = secrets.randbelow(2**31)
+        seed = int.from_bytes(os.urandom(4), "little") >> 1  # the secrets module would cost 10 ms to import
     try:
         return Sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed)
     except ValueError as error:

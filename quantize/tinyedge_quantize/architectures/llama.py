@@ -53,7 +53,8 @@ def llama_sizes(config: Mapping[str, Any]) -> Sizes:
     layers = integer(config, "num_hidden_layers")
     if heads % kv_heads or head_dim % 2 or layers > _MAX_LAYERS:
         raise CheckpointError(
-            f"the configuration has {layers} layers of {heads} heads over {kv_heads} key/value heads of {head_dim}, which no Llama has",
+            f"the configuration has {layers} layers of {heads} heads over {kv_heads} key/value heads of {head_dim}, "
+            "which no Llama has",
             "check that config.json belongs to this checkpoint",
         )
     return {
@@ -157,7 +158,8 @@ def llama_metadata(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Metadat
 def llama3_rope_factors(config: Mapping[str, Any], sizes: Sizes) -> Iterable[SourceTensor]:
     """The divisors of the rotary frequencies that Llama 3.1 and later scale by; nothing for other scalings.
 
-    The rule is Meta's (llama-models, models/llama3, apply_scaling), in float32 where llama.cpp's converter uses torch's float32.
+    The rule is Meta's (llama-models, models/llama3, apply_scaling), in float32 where llama.cpp's converter uses torch's
+    float32.
     """
     rope = rope_parameters(config)
     if str(rope["rope_type"]).lower() != "llama3":

@@ -34,9 +34,9 @@ class TensorRule:
 class Architecture:
     """One model family.
 
-    `sizes` reads the named sizes from a Hugging Face configuration (at least layers, hidden, heads, kv_heads, vocabulary) and raises
-    when they make no sense or describe a variant that is not supported. `metadata` gives GGUF's keys after `general.*`, in
-    llama.cpp's order. `generated` gives tensors that follow from the configuration alone.
+    `sizes` reads the named sizes from a Hugging Face configuration (at least layers, hidden, heads, kv_heads, vocabulary) and
+    raises when they make no sense or describe a variant that is not supported. `metadata` gives GGUF's keys after
+    `general.*`, in llama.cpp's order. `generated` gives tensors that follow from the configuration alone.
     """
 
     gguf_name: str

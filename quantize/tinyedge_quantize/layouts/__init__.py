@@ -1,7 +1,7 @@
 """How the projects that write checkpoints name and arrange their tensors, each brought to Hugging Face's names.
 
-The facts are each project's own: transformers (huggingface), TinyLlama's lit_gpt and LitGPT (lit_gpt), Meta's llama and llama2.c
-(meta). A layout tells from the tensor names whether a checkpoint is its own.
+The facts are each project's own: transformers (huggingface), TinyLlama's lit_gpt and LitGPT (lit_gpt), Meta's llama and
+llama2.c (meta). A layout tells from the tensor names whether a checkpoint is its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lit-GPT as TinyLlama's training writes it, and newer LitGPT: q, k and v fused into one matrix.
 
-Sources: jzhang38/TinyLlama lit_gpt/config.py and scripts/convert_lit_checkpoint.py; Lightning-AI/litgpt litgpt/model.py. The head
-counts cannot be read off the fused matrix, so a configuration is needed.
+Sources: jzhang38/TinyLlama lit_gpt/config.py and scripts/convert_lit_checkpoint.py; Lightning-AI/litgpt litgpt/model.py. The
+head counts cannot be read off the fused matrix, so a configuration is needed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def _fused_rows(tensor: SourceTensor, config: dict[str, Any], *, interleaved: bo
     expected = (heads + 2 * groups) * head_dim
     if tensor.rows != expected:
         raise TensorMismatchError(
-            f"the fused attention matrix has {tensor.rows} rows where {heads} heads in {groups} groups of {head_dim} need {expected}",
+            f"the fused attention matrix has {tensor.rows} rows where {heads} heads in {groups} groups of {head_dim} "
+            f"need {expected}",
             "check --config or the configuration file beside the checkpoint",
         )
     rows = np.arange(expected)
@@ -120,7 +121,8 @@ def _find_config(folder: Path, config_name: str | None) -> dict[str, Any]:
     if (folder / "config.json").is_file():
         return _from_huggingface(read_json(folder / "config.json"))
     raise CheckpointError(
-        f"{folder} has no lit_config.json, model_config.yaml or config.json, and the head counts cannot be read off the weights",
+        f"{folder} has no lit_config.json, model_config.yaml or config.json, and the head counts cannot be read off "
+        "the weights",
         f"name the configuration with --config ({', '.join(NAMED_CONFIGS)}) or put one of those files there",
     )
 

@@ -107,8 +107,8 @@ def _vocabulary(params: dict[str, Any], state: StateDict) -> int:
 def _context(theta: float, eps: float, scaled: bool) -> int:
     """params.json does not name the trained context; it follows from what distinguishes the generations.
 
-    Llama 3.1 and later 131072 (scaled RoPE), Llama 3 8192 (theta 500000), Code Llama 16384 (theta 1e6), Llama 2 4096 (eps 1e-5),
-    Llama 1 2048. The same marks llama.cpp's first converter used.
+    Llama 3.1 and later 131072 (scaled RoPE), Llama 3 8192 (theta 500000), Code Llama 16384 (theta 1e6), Llama 2 4096 (eps
+    1e-5), Llama 1 2048. The same marks llama.cpp's first converter used.
     """
     if scaled:
         return 131072

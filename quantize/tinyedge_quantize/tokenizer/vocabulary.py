@@ -111,6 +111,6 @@ def looks_special(token: str) -> bool:
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))
-        or (token.startswith("<｜") and token.endswith("｜>"))  # noqa: RUF001 - DeepSeek's bars are full-width
+        or (token.startswith("<｜") and token.endswith("｜>"))
         or (token.startswith("<unused") and token.endswith(">"))
     )

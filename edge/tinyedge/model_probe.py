@@ -1,0 +1,86 @@
+"""Lets a child process run a model first, for families whose rules `check_runnable` does not know completely.
+
+llama.cpp has 130 model families with a few hundred asserts among them. For `llama` all that can fail are checked in Python;
+for another family a child loads the file and decodes a few tokens, and when it dies, this process has lost nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tinyedge.errors import GGUFError, TinyEdgeError
+from tinyedge.gguf_file import GGUFFile
+
+CHECKED_COMPLETELY = ("llama",)
+_SECONDS = 900  # a gigabyte from a slow SD card takes two minutes
+_PROMPT = "a fact, 火 \x01 é\n"
+_EXIT_REFUSED = 3
+
+
+def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
+    """Raises GGUFError when running the model kills or hangs a child process; does nothing for a `llama` model.
+
+    A file that has passed once is remembered in `memory_folder` until it or llama-cpp-python changes.
+    """
+    if gguf.metadata.get("general.architecture") in CHECKED_COMPLETELY:
+        return
+    passed = memory_folder / "probed" / _key(gguf) if memory_folder else None
+    if passed and passed.exists():
+        return
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "tinyedge.model_probe", str(gguf.path)]
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise GGUFError(f"{gguf.path} made llama.cpp hang for {_SECONDS} seconds") from None
+    if done.returncode not in (0, _EXIT_REFUSED):
+        raise GGUFError(
+            f"{gguf.path} makes llama.cpp crash (a child process that tried it ended with {done.returncode})"
+        )
+    if done.returncode == 0 and passed:
+        _remember(passed)
+
+
+def _key(gguf: GGUFFile) -> str:
+    facts = gguf.path.stat()
+    try:
+        library = version("llama-cpp-python")
+    except PackageNotFoundError:
+        library = ""
+    text = f"{gguf.path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}\0{library}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _remember(passed: Path) -> None:
+    """Leaves an empty file; where that cannot be done, the next start probes again."""
+    try:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()
+    except OSError:
+        return
+
+
+def _try(path: str) -> int:
+    """Loads, tokenizes, decodes and detokenizes; the exit status of the child. What llama.cpp refuses is not our concern."""
+    from tinyedge.native.runtime import Context, Model
+
+    try:
+        with Model(path) as model, Context(model, context=64, threads=1) as context:
+            tokens = model.tokenize(_PROMPT)[:32] or [0]
+            context.decode_all(tokens)
+            context.decode(tokens[-1])
+            context.wait()
+            for token in tokens:
+                model.piece(token)
+    except TinyEdgeError:
+        return _EXIT_REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_try(sys.argv[1]))
