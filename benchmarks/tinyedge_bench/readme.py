@@ -1,8 +1,8 @@
 """Fills the README's figures and outputs from what was measured and recorded, so that none is typed by hand.
 
-    python -m tinyedge_bench.readme            write the blocks between <!-- begin NAME --> and <!-- end NAME -->
-    python -m tinyedge_bench.readme --check    fail when the README differs from the kept results
-    python -m tinyedge_bench.readme --record   run the commands whose output the README shows, and keep it
+python -m tinyedge_bench.readme            write the blocks between <!-- begin NAME --> and <!-- end NAME -->
+python -m tinyedge_bench.readme --check    fail when the README differs from the kept results
+python -m tinyedge_bench.readme --record   run the commands whose output the README shows, and keep it
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,18 @@ def _megabytes(count: int) -> str:
 
 
 def _one_pass() -> str:
-    rows = ["| type | file | tinyedge | llama.cpp convert + quantize | ratio | peak memory | theirs |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| type | file | tinyedge | llama.cpp convert + quantize | ratio | peak memory | theirs |",
+        "|---|---|---|---|---|---|---|",
+    ]
     notes = []
     for name, label in (("one_pass-tuned", "README's build"), ("one_pass-stock", "stock build")):
         result = kept(name)
         for type_name, row in result["types"].items():
             theirs = f"{row['llama_cpp_convert_seconds']:.1f} s + {row['llama_cpp_quantize_seconds']:.1f} s"
-            peaks = f"{_megabytes(row['llama_cpp_convert_peak_rss_bytes'])}, {_megabytes(row['llama_cpp_quantize_peak_rss_bytes'])}"
+            peaks = (
+                f"{_megabytes(row['llama_cpp_convert_peak_rss_bytes'])}, {_megabytes(row['llama_cpp_quantize_peak_rss_bytes'])}"
+            )
             rows.append(
                 f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {theirs} | **{row['ratio']:.2f}** "
                 f"| {_megabytes(row['peak_rss_bytes'])} | {peaks} |"
@@ -98,7 +104,7 @@ def _machine(result: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "one-pass": _one_pass,
     "runtime": _runtime,
-    **{f"output-{name}": (lambda name=name: _output(name)) for name in COMMANDS},
+    **{f"output-{name}": partial(_output, name) for name in COMMANDS},
 }
 
 

@@ -141,9 +141,7 @@ def _read_version(header: HeaderReader) -> int:
     if version & 0xFFFF == 0 and version:
         raise header.error("is a big-endian GGUF file; this machine needs a little-endian one")
     if version not in SUPPORTED_VERSIONS:
-        raise header.error(
-            f"is GGUF version {version}; versions {SUPPORTED_VERSIONS[0]} and {SUPPORTED_VERSIONS[1]} are read"
-        )
+        raise header.error(f"is GGUF version {version}; versions {SUPPORTED_VERSIONS[0]} and {SUPPORTED_VERSIONS[1]} are read")
     return version
 
 
@@ -181,9 +179,7 @@ def _read_tensor(header: HeaderReader) -> GGUFTensor:
         raise header.error(f"gives tensor {shown(name)} the impossible shape {shape}")
     type_id = header.number("u32")
     if type_id in ggml_types.REMOVED:
-        raise header.error(
-            f"stores tensor {shown(name)} as {ggml_types.REMOVED[type_id]}, a type that llama.cpp has removed"
-        )
+        raise header.error(f"stores tensor {shown(name)} as {ggml_types.REMOVED[type_id]}, a type that llama.cpp has removed")
     kind = ggml_types.BY_ID.get(type_id)
     if kind is None:
         raise header.error(f"stores tensor {shown(name)} as ggml type {type_id}, which does not exist")

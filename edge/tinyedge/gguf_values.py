@@ -178,9 +178,7 @@ class HeaderReader:
         start = self.position
         smallest = 8 if element_type == "str" else _FORMATS[element_type].size
         if count > _MAX_ARRAY_ELEMENTS or count * smallest > self.remaining:
-            raise self.error(
-                f"claims {count} elements under the metadata key {shown(key)}, more than the file can hold"
-            )
+            raise self.error(f"claims {count} elements under the metadata key {shown(key)}, more than the file can hold")
         if element_type == "str":
             self._skip_strings(count)
         else:

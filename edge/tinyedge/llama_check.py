@@ -74,9 +74,7 @@ def _llama_tensors(model: Hyperparameters, layers: int) -> Iterator[_Expected]:
     if untied and model.gguf.tensor["output.weight"].type.name == "NVFP4":
         yield from (_Expected(f"output.{suffix}", (1,), required=False) for suffix in ("scale", "input_scale"))
     if model.gguf.metadata.get("llama.rope.scaling.type") == "longrope":
-        yield from (
-            _Expected(f"rope_factors_{size}.weight", (head_dim // 2,), required=False) for size in ("long", "short")
-        )
+        yield from (_Expected(f"rope_factors_{size}.weight", (head_dim // 2,), required=False) for size in ("long", "short"))
     else:
         yield _Expected("rope_freqs.weight", (head_dim // 2,), required=False)
     for layer in range(layers):

@@ -70,9 +70,7 @@ def _check_container(gguf: GGUFFile) -> None:
             "join the parts with `llama-gguf-split --merge` first",
         )
     if gguf.data_offset % _DATA_ALIGNMENT or gguf.alignment % _DATA_ALIGNMENT:
-        raise GGUFError(
-            f"{gguf.path} aligns its data to {gguf.alignment} bytes; {_DATA_ALIGNMENT} are needed to map it"
-        )
+        raise GGUFError(f"{gguf.path} aligns its data to {gguf.alignment} bytes; {_DATA_ALIGNMENT} are needed to map it")
 
 
 def _check_hyperparameters(model: Hyperparameters) -> None:
@@ -114,9 +112,7 @@ def _check_tensor_types(gguf: GGUFFile) -> None:
         if is_vector and tensor.name.endswith((".weight", ".bias", ".scale")) and tensor.type.name != "F32":
             raise GGUFError(f"{gguf.path} stores the vector {shown(tensor.name)} as {tensor.type}; it must be F32")
         if not is_vector and tensor.type.name not in MATRIX_TYPES | {"I32"}:
-            raise GGUFError(
-                f"{gguf.path} stores {shown(tensor.name)} as {tensor.type}, which llama.cpp cannot multiply"
-            )
+            raise GGUFError(f"{gguf.path} stores {shown(tensor.name)} as {tensor.type}, which llama.cpp cannot multiply")
 
 
 def _check_blocks(model: Hyperparameters) -> None:

@@ -39,9 +39,7 @@ def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
     except subprocess.TimeoutExpired:
         raise GGUFError(f"{gguf.path} made llama.cpp hang for {_SECONDS} seconds") from None
     if done.returncode not in (0, _EXIT_REFUSED):
-        raise GGUFError(
-            f"{gguf.path} makes llama.cpp crash (a child process that tried it ended with {done.returncode})"
-        )
+        raise GGUFError(f"{gguf.path} makes llama.cpp crash (a child process that tried it ended with {done.returncode})")
     if done.returncode == 0 and passed:
         _remember(passed)
 

@@ -78,9 +78,7 @@ def test_tensors_are_where_ggufs_own_reader_finds_them(reference: Path) -> None:
 
 def test_the_test_suites_own_packer_makes_files_that_ggufs_reader_reads(tmp_path: Path) -> None:
     path = write(tmp_path / "tiny.gguf", tiny_parts())
-    assert [tensor.name for tensor in gguf.GGUFReader(str(path)).tensors] == [
-        tensor.name for tensor in read_gguf(path).tensors
-    ]
+    assert [tensor.name for tensor in gguf.GGUFReader(str(path)).tensors] == [tensor.name for tensor in read_gguf(path).tensors]
 
 
 def test_literal_bytes() -> None:

@@ -100,9 +100,7 @@ def test_the_largest_context_fits_and_the_next_does_not(tmp_path: Path) -> None:
     assert largest_context_that_fits(replace(facts, context=1000), 1 << 40) == 1000
 
 
-def test_a_tied_embedding_counts_twice_only_where_it_is_repacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tied_embedding_counts_twice_only_where_it_is_repacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tied = replace(_facts(tmp_path), tied_bytes=MIB, embedding_type="Q6_K")
     monkeypatch.setattr(memory.platform, "machine", lambda: "x86_64")
     assert memory_needed(tied, 256).weights_bytes == tied.weight_bytes

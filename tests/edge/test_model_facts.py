@@ -141,9 +141,7 @@ def test_a_sound_model_passes_and_llama_cpp_loads_it(tmp_path: Path, name: str) 
     import llama_cpp
 
     check_runnable(_read(tmp_path, GOOD[name]))
-    model = llama_cpp.llama_model_load_from_file(
-        str(tmp_path / "model.gguf").encode(), llama_cpp.llama_model_default_params()
-    )
+    model = llama_cpp.llama_model_load_from_file(str(tmp_path / "model.gguf").encode(), llama_cpp.llama_model_default_params())
     assert model
     llama_cpp.llama_model_free(model)
 
@@ -179,9 +177,7 @@ BAD: dict[str, Callable[[Parts], None]] = {
     "(256, 64) was expected": _tensor("blk.0.attn_k.weight", shape=(64, 256)),
     "it must be F32": _tensor("output_norm.weight", type_id=1, data=bytes(512)),
     "stores 'output_norm.weight' as F16": _tensor("output_norm.weight", shape=(HIDDEN, 1), type_id=1, data=bytes(512)),
-    "as I32, which llama.cpp cannot use there": _tensor(
-        "blk.0.attn_q.weight", type_id=26, data=bytes(4 * HIDDEN * HIDDEN)
-    ),
+    "as I32, which llama.cpp cannot use there": _tensor("blk.0.attn_q.weight", type_id=26, data=bytes(4 * HIDDEN * HIDDEN)),
     "as I8, which llama.cpp cannot multiply": _tensor("blk.0.attn_q.weight", type_id=24, data=bytes(HIDDEN * HIDDEN)),
     "does not name its tokenizer": _drop("tokenizer.ggml.model"),
     "a 'none' tokenizer": _set("tokenizer.ggml.model", "str", b"none"),

@@ -155,9 +155,7 @@ def write(path: Path, parts: Parts) -> Path:
 def _value(kind: str, value: Any) -> bytes:
     if kind.startswith("arr["):
         element = kind[4:-1]
-        body = (
-            b"".join(map(_string, value)) if element == "str" else struct.pack(f"<{len(value)}{CODES[element]}", *value)
-        )
+        body = b"".join(map(_string, value)) if element == "str" else struct.pack(f"<{len(value)}{CODES[element]}", *value)
         return struct.pack("<IIQ", TYPE_IDS["arr"], TYPE_IDS[element], len(value)) + body
     body = _string(value) if kind == "str" else struct.pack("<" + CODES[kind], value)
     return struct.pack("<I", TYPE_IDS[kind]) + body

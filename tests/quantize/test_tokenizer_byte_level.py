@@ -142,7 +142,7 @@ NAMED_CASES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ([added(BASE, "<s>"), added(BASE + 1, "<pad>")], {"bos_token": "<s>"}),
     ([added(BASE, "<s>")], {"bos_token": {"content": "<s>", "__type": "AddedToken"}, "unk_token": "!"}),
     ([added(BASE, "Ġx"), added(0, "!")], {"added_tokens_decoder": {str(BASE): {"content": "Ġx", "special": True}}}),
-    ([added(BASE + 1, "<b>"), added(BASE, "<a>", True)][::-1], {"additional_special_tokens": ["<b>"]}),
+    ([added(BASE + 1, "<b>"), added(BASE, "<a>", True)][::-1], {"pad_token": "<b>"}),
     ([added(BASE, "\u2581z"), added(BASE + 1, "<|t|>")], {}),
 ]
 

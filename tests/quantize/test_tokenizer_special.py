@@ -151,7 +151,7 @@ def test_additional_templates_stand_beside_the_default_one(tmp_path: Path) -> No
 @pytest.mark.parametrize("value", [7, {"default": "x"}, [7], [{"name": 7}], [{"name": "a", "template": 7}], "\ud800"])
 def test_a_template_of_the_wrong_kind_is_refused(tmp_path: Path, value: Any) -> None:
     put(tmp_path, "tokenizer_config.json", {"chat_template": value})
-    with pytest.raises(TokenizerError, match="chat_?.?template"):
+    with pytest.raises(TokenizerError, match=r"chat[_ ]template"):
         special(tmp_path)
 
 

@@ -116,9 +116,7 @@ def _checkpoint_object(checkpoint: Checkpoint, plan: QuantPlan) -> dict[str, Any
         "layout": checkpoint.arranged.layout,
         "bytes": checkpoint.source_bytes,
         "files": len(checkpoint.files),
-        "tensor_types": [
-            {"type": name, "tensors": tensors[name], "elements": count} for name, count in elements.most_common()
-        ],
+        "tensor_types": [{"type": name, "tensors": tensors[name], "elements": count} for name, count in elements.most_common()],
     }
 
 
@@ -197,13 +195,9 @@ def _summary(report: dict[str, Any]) -> list[str]:
     if source := report.get("checkpoint"):
         types = ", ".join(f"{row['tensors']} {row['type']}" for row in source["tensor_types"])
         rows.append(("checkpoint", f"{printable(source['layout'])}, {format_bytes(source['bytes'])}, {types} tensors"))
-        rows.append(
-            ("quantized", f"{report['type']}, {report['file_bytes']:,} bytes ({format_bytes(report['file_bytes'])})")
-        )
+        rows.append(("quantized", f"{report['type']}, {report['file_bytes']:,} bytes ({format_bytes(report['file_bytes'])})"))
     else:
-        rows.append(
-            ("file", f"{report['format']}, {report['file_bytes']:,} bytes ({format_bytes(report['file_bytes'])})")
-        )
+        rows.append(("file", f"{report['format']}, {report['file_bytes']:,} bytes ({format_bytes(report['file_bytes'])})"))
         rows.append(("type", report["type"]))
     rows += [
         ("name", printable(report["name"], 60) or "-"),

@@ -166,7 +166,7 @@ class Context(_Handle):
         parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
         parameters.no_perf = True
         parameters.offload_kqv = parameters.op_offload = gpu
-        if hasattr(parameters, "n_outputs_max"):  # llama-cpp-python before 0.3.33 has no such field
+        if hasattr(parameters, "n_outputs_max"):  # older releases have no such field
             parameters.n_outputs_max = 1
         log.forget()
         self._pointer = self._llama.llama_init_from_model(model.pointer, parameters)

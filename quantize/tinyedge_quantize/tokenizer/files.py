@@ -22,11 +22,11 @@ _SHOWN = 40
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file; TokenizerError when it is larger than `limit`, unreadable, or a Git LFS pointer."""
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= limit else b""
     except OSError as error:
         raise TokenizerError(f"{path.name} cannot be read ({error.strerror or error})") from error
-    if len(data) > limit:
+    if size > limit:
         raise TokenizerError(
             f"{path.name} is larger than {limit // 2**20} MiB, which no tokenizer is", "check that it is the right file"
         )
