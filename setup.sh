@@ -45,18 +45,17 @@ make_venv() {
         rm -rf .venv
         "$python" -m venv --without-pip .venv || fail "cannot make a virtual environment; try: apt install python3-venv"
         .venv/bin/python - <<'PY' || fail "cannot fetch pip; try: apt install python3-venv"
-import hashlib, json, os, pathlib, subprocess, sys, tempfile, urllib.parse, urllib.request
+import hashlib, html, os, pathlib, re, subprocess, sys, tempfile, urllib.parse, urllib.request
 
 index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
-request = urllib.request.Request(index, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-files = json.load(urllib.request.urlopen(request, timeout=60))["files"]
-wheels = [f for f in files if f["filename"].endswith("-py3-none-any.whl") and f["filename"].split("-")[1].replace(".", "").isdigit()]
-newest = max(wheels, key=lambda f: tuple(int(n) for n in f["filename"].split("-")[1].split(".")))
-data = urllib.request.urlopen(urllib.parse.urljoin(index, newest["url"]), timeout=120).read()
-if hashlib.sha256(data).hexdigest() != newest["hashes"]["sha256"]:
+page = urllib.request.urlopen(index, timeout=60).read().decode()
+found = re.findall(r'href="([^"#]*/(pip-([\d.]+)-py3-none-any\.whl))#sha256=([0-9a-f]{64})"', page)
+link, name, _, digest = max(found, key=lambda entry: tuple(map(int, entry[2].split("."))))
+data = urllib.request.urlopen(urllib.parse.urljoin(index, html.unescape(link)), timeout=120).read()
+if hashlib.sha256(data).hexdigest() != digest:
     sys.exit("the pip wheel has the wrong checksum")
 with tempfile.TemporaryDirectory() as folder:
-    wheel = pathlib.Path(folder) / newest["filename"]
+    wheel = pathlib.Path(folder) / name
     wheel.write_bytes(data)
     subprocess.run([sys.executable, f"{wheel}/pip", "install", "--quiet", "--no-index", str(wheel)], check=True)
 PY

@@ -168,6 +168,14 @@ def test_a_file_beyond_the_size_limit_is_not_read(tmp_path: Path, monkeypatch: p
         read_tokenizer(tmp_path, ROWS, {})
 
 
+def test_long_lists_of_steps_take_no_longer_than_their_length(tmp_path: Path) -> None:
+    steps = [{"type": "NFC"}] * 300_000
+    normalizer = {"type": "Sequence", "normalizers": steps}
+    splits = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}] * 300_000}
+    put(tmp_path, "tokenizer.json", byte_level(normalizer=normalizer, pre_tokenizer=splits))
+    assert not answer(tmp_path)
+
+
 def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
     put(tmp_path, "tokenizer.model", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n")
     with pytest.raises(TokenizerError, match="Git LFS pointer"):

@@ -43,7 +43,6 @@ def bench(
     """Measure tokens per second as llama-bench does: random tokens, no tokenizing or sampling in the time, a warm-up."""
     from tinyedge.backends import Request, choose, this_machine
     from tinyedge.cli.models import checked_facts, resolve_model
-    from tinyedge.model_probe import probe
     from tinyedge.native import log
     from tinyedge_bench.speed import measure, summarise, workloads
 
@@ -58,7 +57,6 @@ def bench(
         choose(facts, Request(backend=backend, gpu_layers=gpu_layers, context=context, threads=count), machine)
         for count in counts
     ]
-    probe(gguf, cache_folder())
     log.set_verbose(verbose)
     status(plans[0].reason)
     with _progress(len(plans) * len(tests) * runs) as advance:

@@ -58,8 +58,10 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout, the whole of it."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    """One JSON object on stdout, the whole of it; what could drive a terminal is escaped, other text stays readable."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

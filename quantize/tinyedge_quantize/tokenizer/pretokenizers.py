@@ -152,7 +152,7 @@ def recognise_pre_tokenizer(tokenizer_json: dict[str, Any], pieces: dict[str, in
     for rule in _RULES:
         if rule.steps == steps and rule.ignore_merges == ignore_merges:
             return rule.nfc_name if nfc and rule.nfc_name else rule.name
-    shown = " > ".join(show(step) for step in steps) or "nothing"
+    shown = " > ".join(show(step) for step in steps[:8]) or "nothing"
     merges = ", ignoring merges" if ignore_merges else ""
     raise TokenizerError(f"the pre-tokenizer in tokenizer.json is not one that llama.cpp has ({shown}{merges})", _REMEDY)
 
@@ -181,10 +181,10 @@ def _steps(pre_tokenizer: Any) -> list[str]:
     steps: list[str] = []
     pending: list[Any] = [pre_tokenizer]
     while pending:
-        fields = as_dict(pending.pop(0), "a pre-tokenizer in tokenizer.json")
+        fields = as_dict(pending.pop(), "a pre-tokenizer in tokenizer.json")
         kind = fields.get("type")
         if kind == "Sequence":
-            pending[:0] = as_list(fields.get("pretokenizers"), "pretokenizers in tokenizer.json")
+            pending += reversed(as_list(fields.get("pretokenizers"), "pretokenizers in tokenizer.json"))
         elif kind == "ByteLevel" and fields.get("add_prefix_space") is False and fields.get("use_regex", True) is True:
             steps.append("gpt2")
         elif kind == "ByteLevel" and fields.get("add_prefix_space") is False and not pending and "gpt2" not in steps:

@@ -33,7 +33,7 @@ _ADD_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos",
 def special_entries(
     folder: TokenizerFolder, vocab_size: int, kinds: Sequence[str] = KINDS, fixed: dict[str, int] | None = None
 ) -> dict[str, MetadataEntry]:
-    """Ids, then add flags, then normalizer flags' place is taken by the chat template, in the converter's order.
+    """Ids, add flags, chat template and normalizer flags, in the converter's order.
 
     An id at or beyond `vocab_size` is left out: llama.cpp would ignore it. `fixed` gives ids for kinds that no file names.
     """
@@ -212,7 +212,7 @@ def _normalizer_entries(folder: TokenizerFolder) -> dict[str, MetadataEntry]:
     flags: dict[str, bool] = {}
     pending = [(folder.tokenizer_json or {}).get("normalizer")]
     while pending:
-        normalizer = pending.pop(0)
+        normalizer = pending.pop()
         if not normalizer:
             continue
         fields = as_dict(normalizer, "a normalizer in tokenizer.json")
@@ -226,7 +226,7 @@ def _normalizer_entries(folder: TokenizerFolder) -> dict[str, MetadataEntry]:
                 if fields.get(name) is not None:
                     flags[name] = as_bool(fields[name], f"{name} of BertNormalizer")
         elif kind == "Sequence":
-            pending[:0] = as_list(fields.get("normalizers") or [], "normalizers in tokenizer.json")
+            pending += reversed(as_list(fields.get("normalizers") or [], "normalizers in tokenizer.json"))
     return {
         f"tokenizer.ggml.normalizer.{name}": boolean(flags[name]) for name in ("lowercase", "strip_accents") if name in flags
     }
