@@ -67,6 +67,7 @@ def write_books(folder: Path) -> Path:
 @pytest.mark.torch
 def test_a_few_steps_write_a_checkpoint_that_transformers_reads_alike(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
+    pytest.importorskip("sentencepiece")
     transformers = pytest.importorskip("transformers")
     books, out = write_books(tmp_path / "books"), tmp_path / "out"
     recipe = train_demo.Recipe(minutes=1, seed=1, steps=8)
@@ -85,6 +86,7 @@ def test_a_few_steps_write_a_checkpoint_that_transformers_reads_alike(tmp_path: 
 @pytest.mark.torch
 def test_bits_per_byte_counts_every_token_once_whatever_the_stride() -> None:
     torch = pytest.importorskip("torch")
+    pytest.importorskip("sentencepiece")  # the script imports both or neither
     weights = {name: torch.zeros_like(weight) for name, weight in train_demo.initial_weights(TINY).items()}
     stream = torch.arange(200)
     for stride in (17, 32, TINY.context - 1):  # a model of zeros gives every token log2(vocabulary) bits
