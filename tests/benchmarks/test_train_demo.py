@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge_bench import train_demo
+from tinyedge_bench.demo_training.books import clean
+from tinyedge_bench.demo_training.settings import Recipe, Shape, model_config
 
 DEMO = Path(__file__).resolve().parents[2] / "edge" / "tinyedge" / "demo"
 
@@ -22,7 +23,7 @@ def test_demo_holds_a_checkpoint_of_at_most_8_mb() -> None:
 
 def test_demo_configuration_is_the_shape_the_script_trains() -> None:
     config = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
-    assert config == json.loads(json.dumps(train_demo.model_config(train_demo.Shape())))
+    assert config == json.loads(json.dumps(model_config(Shape())))
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["hidden_size"] % 256 == 0 and config["intermediate_size"] % 256 == 0  # K-quant blocks
 
@@ -36,7 +37,7 @@ def test_demo_model_card_states_bits_per_byte_under_two() -> None:
 def test_demo_tokenizer_restores_any_text() -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
-    assert processor.get_piece_size() == train_demo.Shape().vocabulary
+    assert processor.get_piece_size() == Shape().vocabulary
     assert (processor.unk_id(), processor.bos_id(), processor.eos_id()) == (0, 1, 2)
     text = 'Once upon a time,\n\n"1984"  said the Zoë of 東京.'
     assert processor.decode(processor.encode(text)) == text
@@ -50,10 +51,10 @@ def test_demo_tokenizer_restores_any_text() -> None:
     ],
 )
 def test_clean_joins_wrapped_lines_and_drops_frame_and_emphasis(raw: str, cleaned: str) -> None:
-    assert train_demo.clean(raw) == cleaned
+    assert clean(raw) == cleaned
 
 
-TINY = train_demo.Shape(vocabulary=300, hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, context=64)
+TINY = Shape(vocabulary=300, hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, context=64)
 
 
 def write_books(folder: Path) -> Path:
@@ -69,9 +70,12 @@ def test_a_few_steps_write_a_checkpoint_that_transformers_reads_alike(tmp_path: 
     torch = pytest.importorskip("torch")
     pytest.importorskip("sentencepiece")
     transformers = pytest.importorskip("transformers")
+    from tinyedge_bench.demo_training.model import forward
+    from tinyedge_bench.demo_training.run import run_training
+
     books, out = write_books(tmp_path / "books"), tmp_path / "out"
-    recipe = train_demo.Recipe(minutes=1, seed=1, steps=8)
-    trial = train_demo.run_training(books, books, out, TINY, recipe)
+    recipe = Recipe(minutes=1, seed=1, steps=8)
+    trial = run_training(books, books, out, TINY, recipe)
     assert (trial.steps, trial.tokens) == (8, 8 * (6 * 31 + 2 * 63))
 
     weights = torch.load(out / "pytorch_model.bin", weights_only=True)
@@ -80,15 +84,18 @@ def test_a_few_steps_write_a_checkpoint_that_transformers_reads_alike(tmp_path: 
     tokens = torch.randint(TINY.vocabulary, (2, TINY.context))
     model = transformers.LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(train_demo.forward(weights, tokens, TINY), model(tokens).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(forward(weights, tokens, TINY), model(tokens).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.torch
 def test_bits_per_byte_counts_every_token_once_whatever_the_stride() -> None:
     torch = pytest.importorskip("torch")
-    pytest.importorskip("sentencepiece")  # the script imports both or neither
-    weights = {name: torch.zeros_like(weight) for name, weight in train_demo.initial_weights(TINY).items()}
+    pytest.importorskip("sentencepiece")
+    from tinyedge_bench.demo_training.evaluate import bits_per_byte
+    from tinyedge_bench.demo_training.model import initial_weights
+
+    weights = {name: torch.zeros_like(weight) for name, weight in initial_weights(TINY).items()}
     stream = torch.arange(200)
     for stride in (17, 32, TINY.context - 1):  # a model of zeros gives every token log2(vocabulary) bits
-        bits = train_demo.bits_per_byte(weights, stream, 1000, TINY, stride)
+        bits = bits_per_byte(weights, stream, 1000, TINY, stride)
         assert bits == pytest.approx(200 * math.log2(TINY.vocabulary) / 1000)
