@@ -73,8 +73,8 @@ def free_memory_bytes() -> int:
     """Memory that can be used without swapping, within the limits of the cgroup that this process runs in."""
     import psutil
 
-    free: int = psutil.virtual_memory().available
-    return max(0, min(free, *(_cgroup_free(group) for group in _cgroups())))
+    free = [psutil.virtual_memory().available, *map(_cgroup_free, _cgroups())]
+    return max(0, min(free))
 
 
 def _weights_bytes(facts: ModelFacts) -> int:

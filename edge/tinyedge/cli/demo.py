@@ -39,4 +39,6 @@ def demo(
         status(f"   {report_line(report)}")
         status("2. run: that file on the best backend of this machine")
         sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, seed=seed)
-        generate(report.path, Request(), Generation(prompt=prompt, sampling=sampling, max_tokens=tokens, verbose=verbose))
+        generate(
+            report.path, Request(), Generation(prompt=prompt, sampling=sampling, max_tokens=tokens, verbose=verbose, echo=True)
+        )

@@ -46,6 +46,7 @@ class Generation:
     max_tokens: int | None
     json: bool = False
     verbose: bool = False
+    echo: bool = False  # begin the text with the prompt
 
 
 def run(
@@ -130,6 +131,8 @@ def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
     parts: list[str] = []
     speed: Speed | None = None
     write = (lambda _text: None) if wanted.json else _text_writer()
+    if wanted.echo:
+        write(wanted.prompt)
     try:
         for chunk in engine.stream(wanted.prompt, wanted.sampling, wanted.max_tokens):
             parts.append(chunk.text)
@@ -138,9 +141,17 @@ def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
     except KeyboardInterrupt:
         speed = None
     text = "".join(parts)
-    if not wanted.json and sys.stdout.isatty() and not text.endswith("\n"):
+    if not wanted.json and _report_follows_text() and not text.endswith("\n"):
         write("\n")
     return text, speed or engine.speed("interrupted")
+
+
+def _report_follows_text() -> bool:
+    """Whether stdout and stderr end in one place, a terminal or one file: then the text's last line must end first."""
+    try:
+        return sys.stdout.isatty() or os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except OSError:
+        return False
 
 
 def _text_writer() -> Any:

@@ -123,7 +123,7 @@ def _find_config(folder: Path, config_name: str | None) -> dict[str, Any]:
     raise CheckpointError(
         f"{folder} has no lit_config.json, model_config.yaml or config.json, and the head counts cannot be read off "
         "the weights",
-        f"name the configuration with --config ({', '.join(NAMED_CONFIGS)}) or put one of those files there",
+        f"name it with `tinyedge quantize --config NAME` ({', '.join(NAMED_CONFIGS)}) or put one of those files there",
     )
 
 
