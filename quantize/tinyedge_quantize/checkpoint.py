@@ -6,6 +6,7 @@ llama2.c), what comes out is the same: tensors under Hugging Face's names and a 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from tinyedge_quantize.config import read_json
 from tinyedge_quantize.layouts import LAYOUTS
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
 from tinyedge_quantize.safetensors_file import read_safetensors
+from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor, WeightFile
 from tinyedge_quantize.torch_file import is_legacy_torch_file, read_torch_file
 
@@ -68,8 +70,11 @@ def open_checkpoint(path: Path, config_name: str | None = None) -> Checkpoint:
     `config_name` names a built-in configuration for checkpoints that carry none (see layouts/lit_gpt.py). Raises
     ModelNotFoundError, CheckpointError or UnsafePickleError.
     """
-    if not path.exists():
-        raise ModelNotFoundError(f"{path} does not exist", "give the folder or file of a checkpoint")
+    try:
+        path.stat()
+    except OSError as error:
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror})"
+        raise ModelNotFoundError(f"{path} {problem}", "give the folder or file of a checkpoint") from None
     folder = path if path.is_dir() else path.parent
     with ExitStack() as opened:
         files = [_open(file_path, opened) for file_path in weight_paths(path)]
@@ -81,8 +86,10 @@ def open_checkpoint(path: Path, config_name: str | None = None) -> Checkpoint:
 
 def weight_paths(path: Path) -> list[Path]:
     """The weight files of a checkpoint folder (its shards in order) or the file itself."""
-    if path.is_file():
+    if not path.is_dir():
         return [path]
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise CheckpointError(f"the folder {path} cannot be read", "check its permissions")
     for name in _INDEXES:
         if (path / name).is_file():
             return _shards(path / name)
@@ -90,7 +97,7 @@ def weight_paths(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
     for pattern in _PATTERNS:
-        found = sorted(p for p in path.glob(pattern) if p.name not in _NOT_WEIGHTS)
+        found = sorted(p for p in path.glob(pattern) if p.is_file() and p.name not in _NOT_WEIGHTS)
         if len(found) == 1:
             return found
         if found:
@@ -111,9 +118,9 @@ def _shards(index_path: Path) -> list[Path]:
         raise CheckpointError(f"{index_path} has no weight_map")
     names: set[str] = set()
     for name in weight_map.values():
-        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        if not isinstance(name, str) or name in ("", ".", "..") or len(name) > 255 or re.search(r"[/\\\0]", name):
             raise CheckpointError(
-                f"{index_path} points outside its folder: {str(name)[:80]!r}", "do not use this checkpoint unless you trust it"
+                f"{index_path} points outside its folder: {show(name)}", "do not use this checkpoint unless you trust it"
             )
         names.add(name)
     if len(names) > _MAX_SHARDS:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.errors import OutputError
-from tinyedge_quantize.checkpoint import Checkpoint, open_checkpoint
-from tinyedge_quantize.plan import QuantPlan, make_plan
+from tinyedge_quantize.checkpoint import open_checkpoint
+from tinyedge_quantize.plan import make_plan
 from tinyedge_quantize.recipes import find_recipe
 from tinyedge_quantize.write import Progress, write
 
@@ -53,7 +53,7 @@ def convert(
     started = time.perf_counter()
     with open_checkpoint(source, config_name) as checkpoint:
         plan = make_plan(checkpoint, recipe, pre_tokenizer)
-        write_plan(checkpoint, plan, output, threads, progress)
+        write(plan, _link_target(output), threads, progress)
         return ConversionReport(
             path=output,
             type=recipe.name,
@@ -66,8 +66,9 @@ def convert(
         )
 
 
-def write_plan(checkpoint: Checkpoint, plan: QuantPlan, output: Path, threads: int | None, progress: Progress | None) -> None:
-    """Writes a plan of an open checkpoint, which must not be its own output."""
-    if output.exists() and any(output.samefile(file.path) for file in checkpoint.files):
-        raise OutputError(f"{output} is a file of the checkpoint itself")
-    write(plan, output, threads, progress)
+def _link_target(path: Path) -> Path:
+    """The file a symbolic link points to, so that the link stays one."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path} is a link that leads nowhere") from error

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyedge_quantize.metadata import MetadataEntry, float32, int32, string, strings, uint32
+from tinyedge_quantize.plain_yaml import load_plain_yaml
+from tinyedge_quantize.strangers import read_limited
 
-_MAX_CARD_BYTES = 8 * 1024 * 1024
+_FILES = ("config.json", "generation_config.json")
+_MAX_BYTES = 8 * 1024 * 1024
 _SCALARS = {"UINT32": uint32, "INT32": int32, "FLOAT32": float32, "STRING": string}
 
 
@@ -27,8 +30,7 @@ def general_metadata(folder: Path, architecture: str, parameters: int, name: str
 def _described(folder: Path, parameters: int) -> dict[str, MetadataEntry]:
     import gguf
 
-    cards = [folder / "README.md", folder / "config.json", folder / "generation_config.json"]
-    if any(card.is_file() and card.stat().st_size > _MAX_CARD_BYTES for card in cards):
+    if not _is_plain(folder):
         return {}
     writer = _Collector()
     logging.getLogger("metadata").setLevel(logging.CRITICAL)
@@ -41,6 +43,23 @@ def _described(folder: Path, parameters: int) -> dict[str, MetadataEntry]:
         # A model card is a stranger's free text and the heuristics assume a well-formed one. None of it changes the model.
         return {}
     return writer.entries
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether gguf may read what describes the model: regular files, none too large, the card's front matter plain YAML."""
+    try:
+        found = [read_limited(path, _MAX_BYTES) for name in _FILES if (path := folder / name).exists()]
+        card = read_limited(folder / "README.md", _MAX_BYTES) if (folder / "README.md").exists() else b""
+    except OSError:
+        return False
+    if card is None or None in found:
+        return False
+    front = card.removeprefix(b"---").partition(b"\n---")[0] if card.startswith(b"---") else b""
+    try:
+        load_plain_yaml(front)
+    except ValueError:
+        return False
+    return True
 
 
 class _Collector:

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.errors import DiskSpaceError, OutputError
+from tinyedge_quantize.gguf_header import GGUF_MAGIC
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,8 +46,7 @@ class OutputFile:
 def check_room(path: Path, needed: int) -> None:
     """Raises OutputError when the folder of `path` cannot be written, DiskSpaceError when `needed` bytes do not fit."""
     folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder")
+    _require_replaceable(path)
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist", "make it first or choose another path with -o")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -58,10 +59,27 @@ def check_room(path: Path, needed: int) -> None:
         )
 
 
+def _require_replaceable(path: Path) -> None:
+    """Only an absent file, an empty one or an older GGUF file may be replaced: not a device, nor someone's notes."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise OutputError(f"{path} exists and may not be written")
+    with path.open("rb") as file:
+        if file.read(4) not in (b"", GGUF_MAGIC):
+            raise OutputError(f"{path} exists and is not a GGUF file", "remove it first or choose another path with -o")
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[OutputFile]:
     """A file that takes the name `path`, replacing what had it, when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     descriptor, named = _create(path, temporary)
     try:
         yield OutputFile(path, descriptor)

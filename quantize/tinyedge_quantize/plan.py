@@ -110,7 +110,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, pre_tokenizer: str | None 
 
 def _model_name(checkpoint: Checkpoint) -> str:
     path = checkpoint.path.resolve()
-    return path.name if path.is_dir() else path.parent.name
+    name = path.name if path.is_dir() else path.parent.name
+    return name.encode("utf-8", "replace").decode() or "model"
 
 
 def _map_tensors(architecture: Architecture, arranged: Arranged, sizes: Sizes) -> list[tuple[str, SourceTensor]]:

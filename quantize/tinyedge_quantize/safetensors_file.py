@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 from tinyedge.errors import CheckpointError
+from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import DTYPE_BYTES, SourceTensor, WeightFile, file_tensor
 
 # The library's own limit on the header.
@@ -25,13 +27,31 @@ def read_safetensors(file: WeightFile) -> dict[str, SourceTensor]:
     if length > MAX_HEADER_BYTES or _LENGTH_BYTES + length > file.size:
         raise CheckpointError(f"{file.path} is not a safetensors file or is truncated: its header claims {length} bytes")
     try:
-        header = json.loads(file.read(length, _LENGTH_BYTES))
+        header = json.loads(file.read(length, _LENGTH_BYTES), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the header of {file.path} is not JSON ({type(error).__name__})") from error
+        raise CheckpointError(f"the header of {file.path} is not a JSON table ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {file.path} is not a table of tensors")
     start = _LENGTH_BYTES + length
-    return {name: _tensor(file, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
+    tensors = {name: _tensor(file, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
+    _require_separate(file, header)
+    return tensors
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; ValueError when a name stands in it twice, of which JSON would keep the last."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return table
+
+
+def _require_separate(file: WeightFile, header: dict[str, Any]) -> None:
+    """The format allows no tensor to share bytes with another."""
+    places = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    for (_, end, first), (begin, _, second) in pairwise(places):
+        if begin < end:
+            raise CheckpointError(f"tensors {show(first)} and {show(second)} in {file.path} overlap")
 
 
 def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> SourceTensor:
@@ -44,7 +64,7 @@ def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> SourceTensor
         raise CheckpointError(f"tensor {name} in {file.path} has an impossible shape or place")
     dtype = "F8" if dtype.startswith("F8_") else dtype
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"tensor {name} in {file.path} has the unknown dtype {dtype}", "convert it to BF16 first")
+        raise CheckpointError(f"tensor {name} in {file.path} has the unknown dtype {show(dtype)}", "convert it to BF16 first")
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise CheckpointError(f"tensor {name} in {file.path} has a shape that does not match its {end - begin} bytes")
     if start + end > file.size:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge.errors import CheckpointError, TensorMismatchError
+from tinyedge_quantize.strangers import open_regular
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 RowOrder: TypeAlias = npt.NDArray[np.int64]
@@ -35,18 +36,21 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = open_regular(path)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check the file's permissions") from error
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check its kind and permissions") from error
         self.size = os.fstat(self._descriptor).st_size
 
     def read_into(self, out: Bytes, offset: int) -> None:
         """Fills `out` from `offset`; raises CheckpointError when the file ends before."""
         view = out.data
         while view:
-            count = os.preadv(self._descriptor, [view], offset)
+            try:
+                count = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be read ({error.strerror})", "check the disk") from error
             if count == 0:
                 raise CheckpointError(f"{self.path} ended at {offset} bytes while a tensor goes on")
             view = view[count:]
@@ -54,7 +58,9 @@ class WeightFile:
 
     def read(self, count: int, offset: int) -> bytes:
         """`count` bytes from `offset`, checked against the file's size before anything is allocated."""
-        if offset < 0 or count < 0 or offset + count > self.size:
+        if offset < 0 or count < 0:
+            raise CheckpointError(f"{self.path} is damaged: it speaks of a place before its beginning")
+        if offset + count > self.size:
             raise CheckpointError(f"{self.path} is truncated: it has {self.size} bytes of the {offset + count} it speaks of")
         out = np.empty(count, np.uint8)
         self.read_into(out, offset)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyedge.errors import CheckpointError
-from tinyedge_quantize.pickle_vm import Global, Inert, PickleMachine
+from tinyedge_quantize.pickle_vm import Global, PickleMachine
+from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import DTYPE_BYTES, SourceTensor, WeightFile, file_tensor
 
 MAX_PICKLE_BYTES = 32 * 1024 * 1024
@@ -122,11 +123,13 @@ def _members(file: WeightFile) -> dict[str, tuple[int, int]]:
             )
         header = file.read(_LOCAL_HEADER_BYTES, entry.header_offset)
         if header[:4] != b"PK\x03\x04":
-            raise CheckpointError(f"{file.path} is damaged at member {entry.filename}")
+            raise CheckpointError(f"{file.path} is damaged at member {show(entry.filename)}")
         name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
         offset = entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
         if offset + entry.file_size > file.size:
-            raise CheckpointError(f"{file.path} is truncated in member {entry.filename}")
+            raise CheckpointError(f"{file.path} is truncated in member {show(entry.filename)}")
+        if entry.filename in members:
+            raise CheckpointError(f"{file.path} has the member {show(entry.filename)} twice")
         members[entry.filename] = (offset, entry.file_size)
     return members
 
@@ -195,7 +198,7 @@ class _Rebuild:
     def _view(self, storage: _Storage, dtype: str, offset: Any, size: Any, stride: Any) -> SourceTensor:
         shape, strides = _integers(size), _integers(stride)
         (first,) = _integers((offset,))
-        if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+        if len(shape) != len(strides):
             raise CheckpointError(f"{self._file.path} has a tensor of {len(shape)} sizes and {len(strides)} strides")
         itemsize = DTYPE_BYTES[dtype]
         count = math.prod(shape)
@@ -210,19 +213,22 @@ class _Rebuild:
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    items = tuple(values.arguments[0]) if isinstance(values, Inert) and values.arguments else values
-    if not isinstance(items, tuple | list) or not all(type(n) is int and 0 <= n < 2**62 for n in items):
-        raise CheckpointError("a tensor in the pickle has sizes or strides that are not plain numbers")
-    return tuple(items)
+    plain = isinstance(values, tuple | list) and len(values) <= _MAX_DIMENSIONS
+    if not plain or not all(type(n) is int and 0 <= n < 2**62 for n in values):
+        raise CheckpointError("a tensor in the pickle has sizes or strides that are not a few plain numbers")
+    return tuple(values)
 
 
 def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
-    """collections.OrderedDict() or OrderedDict([(key, value), ...])."""
-    pairs = arguments[0] if arguments else []
-    return {key: value for key, value in pairs if isinstance(key, str | int)}
+    """collections.OrderedDict(), which pickles fill item by item; a call that copies could be repeated without end."""
+    if arguments:
+        raise CheckpointError(
+            "the pickle makes an OrderedDict from a list, as Python 2 did", "save it again with a current torch"
+        )
+    return {}
 
 
 _FUNCTIONS: dict[str, Any] = {
     "collections.OrderedDict": _ordered_dict,
-    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch.Size": lambda sizes=(): _integers(sizes),
 }

@@ -251,10 +251,10 @@ def test_the_output_may_not_be_the_checkpoint(checkpoint: Path) -> None:
 
 def test_a_failed_run_leaves_the_old_file(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    target.write_bytes(b"the old file")
+    target.write_bytes(b"GGUF, the old file")
     set_weight(checkpoint, "lm_head.weight", 0x7FC0)
     assert tinyedge("quantize", checkpoint, "-o", target).returncode == errors.WeightValueError.exit_code
-    assert target.read_bytes() == b"the old file"
+    assert target.read_bytes() == b"GGUF, the old file"
 
 
 def test_a_missing_output_folder_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ def quantize(
 
 def output_path(checkpoint: Path, output: Path | None, type_name: str) -> Path:
     """Where the file goes: `output`, or NAME-TYPE.gguf in the folder `output` or here."""
-    if output is not None and not output.is_dir():
+    try:
+        into_folder = output is None or output.is_dir()
+    except OSError:  # a name too long to ask about; writing to it will say so
+        into_folder = False
+    if output is not None and not into_folder:
         return output
     resolved = checkpoint.resolve()
     name = resolved.name if resolved.is_dir() else resolved.stem if resolved.parent == Path() else resolved.parent.name
@@ -110,7 +114,7 @@ def convert_with_progress(
 def report_line(report: ConversionReport) -> str:
     """What was done, in one line for stderr."""
     return (
-        f"{report.path}: {format_bytes(report.bytes)} ({report.bytes:,} bytes), {report.type}, "
+        f"{printable(str(report.path))}: {format_bytes(report.bytes)} ({report.bytes:,} bytes), {report.type}, "
         f"{report.bits_per_weight:.2f} bits per weight, {format_count(report.parameters)} parameters, "
         f"from {format_bytes(report.source_bytes)} {report.layout} in {format_seconds(report.seconds)}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 from tinyedge.errors import CheckpointError, UnsupportedArchitectureError
 from tinyedge_quantize.architectures.llama import LLAMA
 from tinyedge_quantize.architectures.table import Architecture, Sizes, TensorRule
+from tinyedge_quantize.strangers import show
 
 __all__ = ["ARCHITECTURES", "Architecture", "Sizes", "TensorRule", "architecture_of"]
 
@@ -30,4 +31,4 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         if name in row.classes or (name is None and model_type in row.model_types):
             return row
     supported = ", ".join(sorted(name for row in ARCHITECTURES for name in row.classes))
-    raise UnsupportedArchitectureError(f"the model is a {str(name or model_type)[:80]}", f"supported are {supported}")
+    raise UnsupportedArchitectureError(f"the model is a {show(name or model_type)}", f"supported are {supported}")

@@ -15,6 +15,7 @@ from tinyedge.errors import CheckpointError, UnsupportedArchitectureError
 from tinyedge_quantize.architectures.table import Architecture, Sizes, TensorRule
 from tinyedge_quantize.config import integer, real
 from tinyedge_quantize.metadata import MetadataEntry, float32, string, uint32
+from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import ConstantRows, SourceTensor
 
 TENSORS = (
@@ -89,7 +90,7 @@ def _require_plain(config: Mapping[str, Any]) -> None:
     if quantized:
         method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else "an unnamed method"
         raise UnsupportedArchitectureError(
-            f"the checkpoint is already quantized ({str(method)[:40]})", "give the original F16, BF16 or F32 checkpoint"
+            f"the checkpoint is already quantized ({show(method)})", "give the original F16, BF16 or F32 checkpoint"
         )
 
 
@@ -107,9 +108,18 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return parameters
 
 
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    kind = rope["rope_type"]
+    if not isinstance(kind, str):
+        raise CheckpointError(
+            f"the rope_type in config.json is {show(kind)} where a name is expected", "check that it is undamaged"
+        )
+    return kind.lower()
+
+
 def _rope_metadata(config: Mapping[str, Any]) -> dict[str, MetadataEntry]:
     rope = rope_parameters(config)
-    kind = str(rope["rope_type"]).lower()
+    kind = _rope_type(rope)
     entries: dict[str, MetadataEntry] = {}
     if kind in ("linear", "yarn"):
         entries["llama.rope.scaling.type"] = string(kind)
@@ -123,7 +133,7 @@ def _rope_metadata(config: Mapping[str, Any]) -> dict[str, MetadataEntry]:
                 entries[f"llama.rope.scaling.{key}"] = float32(real(rope, name))
     elif kind not in ("default", "linear", "llama3"):
         raise UnsupportedArchitectureError(
-            f"the model scales RoPE by {kind[:40]!r}", "supported are default, linear, yarn and llama3"
+            f"the model scales RoPE by {show(kind)}", "supported are default, linear, yarn and llama3"
         )
     entries["llama.rope.freq_base"] = float32(real(rope, "rope_theta"))
     return entries
@@ -162,7 +172,7 @@ def llama3_rope_factors(config: Mapping[str, Any], sizes: Sizes) -> Iterable[Sou
     float32.
     """
     rope = rope_parameters(config)
-    if str(rope["rope_type"]).lower() != "llama3":
+    if _rope_type(rope) != "llama3":
         return
     base, dim = real(rope, "rope_theta"), sizes["head_dim"]
     factor, low, high = real(rope, "factor", 8.0), real(rope, "low_freq_factor", 1.0), real(rope, "high_freq_factor", 4.0)

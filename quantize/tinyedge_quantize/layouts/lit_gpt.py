@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from tinyedge.errors import CheckpointError, TensorMismatchError, UnsupportedArchitectureError
-from tinyedge_quantize.config import MAX_CONFIG_BYTES, integer, read_json, real
+from tinyedge_quantize.config import integer, read_config, read_json, real
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
+from tinyedge_quantize.plain_yaml import MAX_YAML_BYTES, load_plain_yaml
+from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor
 
 _TINY_LLAMA_1B: dict[str, Any] = {
@@ -112,7 +114,9 @@ def _fused_rows(tensor: SourceTensor, config: dict[str, Any], *, interleaved: bo
 def _find_config(folder: Path, config_name: str | None) -> dict[str, Any]:
     if config_name is not None:
         if config_name not in NAMED_CONFIGS:
-            raise CheckpointError(f"there is no configuration named {config_name}", f"use one of {', '.join(NAMED_CONFIGS)}")
+            raise CheckpointError(
+                f"there is no configuration named {show(config_name)}", f"use one of {', '.join(NAMED_CONFIGS)}"
+            )
         return NAMED_CONFIGS[config_name]
     if (folder / "lit_config.json").is_file():
         return read_json(folder / "lit_config.json")
@@ -128,14 +132,10 @@ def _find_config(folder: Path, config_name: str | None) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if path.stat().st_size > MAX_CONFIG_BYTES // 64:
-        raise CheckpointError(f"{path} is too large for a configuration")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not YAML ({type(error).__name__})") from error
+        value = load_plain_yaml(read_config(path, MAX_YAML_BYTES))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a plain YAML file ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__} where a table is expected")
     # YAML 1.1 reads 1e-05 as text, since it lacks a point.
@@ -208,8 +208,8 @@ def _require_llama(lit: dict[str, Any]) -> None:
         "mlp_class_name": ("LLaMAMLP",),
     }
     for key, allowed in wanted.items():
-        if lit.get(key, allowed[0]) not in allowed:
+        if not any(lit.get(key, allowed[0]) == value for value in allowed):
             raise UnsupportedArchitectureError(
-                f"the Lit-GPT configuration has {key} = {str(lit[key])[:40]}, which is not a Llama",
+                f"the Lit-GPT configuration has {key} = {show(lit[key])}, which is not a Llama",
                 "only Llama-shaped Lit-GPT checkpoints can be converted",
             )

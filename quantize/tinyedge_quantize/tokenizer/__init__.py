@@ -22,6 +22,8 @@ from .special import special_entries
 
 __all__ = ["KNOWN_PRE_TOKENIZERS", "read_tokenizer"]
 
+# The largest vocabularies in use have 262144 entries (Gemma 3).
+MAX_ROWS = 2**19
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
 _CODE_LLAMA_ROWS = 32016
 _CODE_LLAMA_KINDS = ("prefix", "suffix", "middle", "eot")
@@ -40,6 +42,10 @@ def read_tokenizer(
     """
     if pre_tokenizer is not None:
         check_pre_tokenizer(pre_tokenizer)
+    if vocab_size > MAX_ROWS:
+        raise TokenizerError(
+            f"the embedding has {vocab_size} rows, twice as many as any vocabulary", "check vocab_size in config.json"
+        )
     files = TokenizerFolder(folder, config)
     entries: dict[str, MetadataEntry] = {}
     prefix = (files.tokenizer_config or {}).get("add_prefix_space")

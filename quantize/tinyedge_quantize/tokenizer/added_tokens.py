@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyedge.errors import TokenizerError
+from tinyedge_quantize.strangers import show
 
-from .files import TokenizerFolder, as_bool, as_dict, as_list, as_text, as_token_id, read_json, show, wrong
+from .files import TokenizerFolder, as_bool, as_dict, as_list, as_text, as_token_id, read_json, wrong
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")

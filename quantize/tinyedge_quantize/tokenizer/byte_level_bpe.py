@@ -7,9 +7,10 @@ from typing import Any
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.metadata import MetadataEntry, boolean, string, strings
+from tinyedge_quantize.strangers import show
 
 from .added_tokens import AddedToken, check_pieces, read_added_tokens
-from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, show, wrong
+from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, wrong
 from .pretokenizers import ADDING_BOS, pre_tokenizer_of_class, recognise_pre_tokenizer
 from .special import special_entries
 from .vocabulary import TokenType, Vocabulary, looks_special, refuse_more_than

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyedge.errors import TokenizerError
+from tinyedge_quantize.strangers import read_limited, show
 
 # The largest tokenizer.json in common use (Gemma's 262144 pieces) is 33 MB.
 MAX_JSON_BYTES = 256 * 2**20
@@ -16,17 +17,15 @@ MAX_MODEL_BYTES = 64 * 2**20
 MAX_TEMPLATE_BYTES = 16 * 2**20
 
 _GIT_LFS_POINTER = b"version https://git-lfs"
-_SHOWN = 40
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file; TokenizerError when it is larger than `limit`, unreadable, or a Git LFS pointer."""
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= limit else b""
+        data = read_limited(path, limit)
     except OSError as error:
         raise TokenizerError(f"{path.name} cannot be read ({error.strerror or error})") from error
-    if size > limit:
+    if data is None:
         raise TokenizerError(
             f"{path.name} is larger than {limit // 2**20} MiB, which no tokenizer is", "check that it is the right file"
         )
@@ -100,17 +99,6 @@ def check_utf8(text: str, what: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise TokenizerError(f"{what} is {show(text)}, which has no UTF-8 form") from None
-
-
-def show(value: Any) -> str:
-    """A short ASCII form of a value from a file, safe for any terminal."""
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    try:
-        text = ascii(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def wrong(value: Any, expected: str, what: str) -> TokenizerError:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyedge.errors import TokenizerError
+from tinyedge_quantize.strangers import show
 
-from .files import as_dict, as_list, show
+from .files import as_dict, as_list
 
 _REMEDY = "name llama.cpp's pre-tokenizer with --pre-tokenizer NAME, for example gpt-2, llama-bpe, qwen2 or smollm"
 

@@ -15,8 +15,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tinyedge.errors import TokenizerError
-
-from .files import show
+from tinyedge_quantize.strangers import show
 
 _VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 _PIECES, _PIECE, _SCORE, _TYPE = 1, 1, 2, 3

@@ -7,8 +7,7 @@ from enum import IntEnum
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.metadata import MetadataEntry, floats, int32s, strings
-
-from .files import show
+from tinyedge_quantize.strangers import show
 
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
