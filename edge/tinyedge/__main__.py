@@ -1,5 +1,5 @@
 """`python -m tinyedge` is the `tinyedge` command."""
 
-from tinyedge.cli.app import main
+from tinyedge.cli.entry import main
 
 main()

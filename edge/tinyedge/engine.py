@@ -16,6 +16,8 @@ from tinyedge.errors import PromptError
 from tinyedge.native import log
 from tinyedge.native.runtime import Context, Model, Sampler
 
+_INT32_MAX = 2**31 - 1  # what the C functions take
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -35,16 +37,22 @@ class Sampling:
     def __post_init__(self) -> None:
         rules = (
             (0.0 <= self.temperature <= 100.0, "the temperature must be from 0 to 100", self.temperature),
-            (self.top_k >= 0, "top-k must be 0 (no limit) or more", self.top_k),
+            (0 <= self.top_k <= _INT32_MAX, f"top-k must be 0 (no limit) or more, at most {_INT32_MAX}", self.top_k),
             (0.0 < self.top_p <= 1.0, "top-p must be above 0 and at most 1", self.top_p),
             (0.0 <= self.min_p <= 1.0, "min-p must be from 0 to 1", self.min_p),
             (0.0 < self.repeat_penalty <= 10.0, "the repeat penalty must be above 0 and at most 10", self.repeat_penalty),
-            (self.repeat_last >= 0, "the repeat window must be 0 or more", self.repeat_last),
+            (0 <= self.repeat_last <= _INT32_MAX, f"the repeat window must be from 0 to {_INT32_MAX}", self.repeat_last),
             (0 <= self.seed < 2**32 - 1, f"the seed must be from 0 to {2**32 - 2}", self.seed),
         )
         for holds, rule, value in rules:
             if not holds:
-                raise ValueError(f"{rule}, not {value:g}")
+                raise ValueError(f"{rule}, not {_shown(value)}")
+
+
+def _shown(value: float) -> str:
+    """A number for an error message, one of hundreds of digits cut."""
+    text = str(value) if isinstance(value, int) else f"{value:g}"
+    return text if len(text) <= 24 else f"{text[:24]}..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +61,8 @@ class Speed:
 
     `ttft_s` runs from the call of `stream` to the first token; `generated_tokens_per_s` counts the decodes after it and
     leaves out the time that the reader of the stream took. `stop_reason` is one of end (the model ended the text),
-    length (max_tokens), context (the context is full), interrupted.
+    length (max_tokens), context (the context is full), interrupted. `prompt_tokens` are those that were read: after an
+    interruption perhaps not the whole prompt.
     """
 
     load_s: float
@@ -137,23 +146,35 @@ class Engine:
     def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def stream(self, prompt: str, sampling: Sampling, max_tokens: int | None = None) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Chunk]:
         """Yields the text that follows `prompt`, from an empty context.
 
-        Stops when the model ends the text, after `max_tokens`, or when the context is full. Raises PromptError when the
+        Stops when the model ends the text, after `max_tokens`, or when the context is full. While the prompt is read,
+        `progress` is told many times how many of its tokens are done and how many there are. Raises PromptError when the
         prompt is empty and the model has no token to begin with, or when it does not fit the context.
         """
         begun = perf_counter()
         meter = self._meter = _Meter()
         tokens = self._prompt_tokens(prompt)
-        meter.prompt_tokens = len(tokens)
+
+        def read(done: int) -> None:
+            meter.prompt_tokens = done
+            if progress is not None:
+                progress(done, len(tokens))
+
         self.context.clear()
         with _sampler(self.model, sampling) as sampler:
             if sampling.repeat_penalty != 1.0:
                 for token in tokens:
                     sampler.accept(token)
             started = perf_counter()
-            self.context.decode_all(tokens)
+            self.context.decode_all(tokens, read)
             self.context.wait()
             now = perf_counter()
             meter.prompt_s = now - started
@@ -199,6 +220,7 @@ class Engine:
         )
 
     def _prompt_tokens(self, prompt: str) -> list[int]:
+        self._check_length(len(prompt.encode("utf-8")))
         tokens = self.model.tokenize(prompt)
         if not tokens:
             raise PromptError("the prompt is empty, and this model has no token that begins a text", "give some words with -p")
@@ -209,6 +231,17 @@ class Engine:
                 f"{excess} too many"
             )
         return tokens
+
+    def _check_length(self, prompt_bytes: int) -> None:
+        """Refuses a prompt that cannot fit before it is tokenized, which takes memory and time for each byte."""
+        context = self.plan.context
+        if prompt_bytes <= 8 * context:  # looking through the vocabulary takes a tenth of a second
+            return
+        longest = self.model.longest_token_bytes
+        if prompt_bytes > context * longest:
+            raise PromptError(
+                f"the prompt has {prompt_bytes} bytes, too many for a context of {context} tokens of at most {longest} bytes"
+            )
 
 
 def _sampler(model: Model, sampling: Sampling) -> Sampler:

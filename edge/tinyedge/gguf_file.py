@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 from tinyedge import ggml_types
 from tinyedge.errors import GGUFError, ModelNotFoundError
@@ -78,9 +80,9 @@ class GGUFFile:
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """True when `path` is a file that begins with the GGUF magic."""
     try:
-        with Path(path).open("rb") as file:
+        with _open_file(Path(path)) as file:
             return file.read(4) == MAGIC
-    except OSError:
+    except (OSError, ModelNotFoundError):
         return False
 
 
@@ -90,13 +92,22 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     Raises GGUFError, one sentence that names what is wrong, and ModelNotFoundError when there is no such file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path} is {'not a file' if path.exists() else 'not there'}")
     try:
-        with path.open("rb") as file:
+        with _open_file(path) as file:
             return _read(path, HeaderReader(file, path, os.fstat(file.fileno()).st_size))
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path} is not there") from None
     except OSError as error:
         raise GGUFError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """`path` for reading. Raises ModelNotFoundError for a pipe or device, which would wait for bytes that never come."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelNotFoundError(f"{path} is not a file")
+    return os.fdopen(descriptor, "rb")
 
 
 def parse_header(header: bytes, path: Path, file_bytes: int) -> GGUFFile:

@@ -10,11 +10,11 @@ import hashlib
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tinyedge.errors import GGUFError, TinyEdgeError
 from tinyedge.gguf_file import GGUFFile
+from tinyedge.native.library import package_version
 
 CHECKED_COMPLETELY = ("llama",)
 _SECONDS = 900  # a gigabyte from a slow SD card takes two minutes
@@ -46,11 +46,7 @@ def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
 
 def _key(gguf: GGUFFile) -> str:
     facts = gguf.path.stat()
-    try:
-        library = version("llama-cpp-python")
-    except PackageNotFoundError:
-        library = ""
-    text = f"{gguf.path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}\0{library}"
+    text = f"{gguf.path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}\0{package_version()}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

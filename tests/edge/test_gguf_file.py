@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -251,3 +252,12 @@ def test_the_result_cannot_be_changed(tmp_path: Path) -> None:
         found.metadata["x"] = 1  # type: ignore[index]
     with pytest.raises(AttributeError):
         found.version = 2  # type: ignore[misc]
+
+
+def test_a_pipe_is_neither_a_gguf_file_nor_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    for path, problem in ((pipe, "is not a file"), (tmp_path, "is not a file"), (tmp_path / "absent", "is not there")):
+        assert not is_gguf(path)
+        with pytest.raises(ModelNotFoundError, match=problem):
+            read_gguf(path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 
 import pytest
 
-from tinyedge.cli.output import format_bytes, format_count, format_seconds, print_json, printable
+from tinyedge.cli.app import _explain
+from tinyedge.cli.output import format_bytes, format_count, format_seconds, late_progress, print_json, printable, status
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,38 @@ def test_control_characters_never_reach_a_terminal(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert json.loads(shown) == {"text": hostile}
     assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
+
+
+def test_a_text_of_megabytes_is_printed_without_taking_it_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "火" * 2_000_000 + "\x9b" + "a" * 4_000_000
+    tracemalloc.start()
+    print_json({"text": text})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert json.loads(capsys.readouterr().out) == {"text": text}
+    assert peak < 150 << 20  # capsys keeps a copy of its own; one object for each character would be 500 MB
+
+
+def test_work_goes_on_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    status("unheard")
+    with late_progress("unseen", "tokens") as bar:
+        assert bar is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: /a/b: Permission denied; check its permissions"),
+        (OSError(36, "File name too long", "x\x1b"), 1, "error: x\\x1b: File name too long"),
+        (OSError(28, "No space left on device"), 9, "error: the output cannot be written (No space left on device)"),
+        (OSError("odd"), 1, "error: odd; check the path"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    error: OSError, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _explain(error, debug=False) == code
+    shown = capsys.readouterr().err
+    assert sentence in shown
+    assert shown.count("\n") == 1

@@ -136,6 +136,9 @@ def test_without_a_prompt_a_terminal_gets_told_how(model: Path) -> None:
         (["-p", "a", "--backend", "cuda", "--gpu-layers", "x"], 2, "--gpu-layers"),
         (["-p", "a", "--backend", "tpu"], 12, "there is no backend tpu"),
         (["-p", "a", "--gpu-layers", "2", "--backend", "cpu"], 12, "--gpu-layers needs a GPU"),
+        (["-p", "a", "--seed", "9" * 400], 2, "the seed must be from 0 to 4294967294, not 999999"),
+        (["-p", "a", "--top-k", "2147483648"], 2, "at most 2147483647"),
+        (["-p", "a", "--ctx", "9" * 400], 2, "--ctx"),
         (["-p", "a", "--ctx", "2000000000"], 13, "are free; a context of 128 tokens fits: --ctx 128"),
         (["-f", "absent.txt"], 15, "absent.txt cannot be read"),
     ],
@@ -148,6 +151,67 @@ def test_a_prompt_longer_than_the_context_says_by_how_much(model: Path) -> None:
     done = run(model, "-p", "z" * 200)
     assert done.returncode == 15
     assert "too many; shorten the prompt or raise --ctx" in done.stderr.decode()
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(model: Path) -> None:
+    done = run(model, "-p", "z" * 100_000)
+    assert done.returncode == 15
+    assert "has 100000 bytes, too many for a context of 128 tokens" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "bench"])
+def test_an_empty_name_is_wrong_usage(command: str) -> None:
+    refused(tinyedge(command, ""), 2, "an empty name")
+
+
+def test_a_pipe_is_no_model_and_nobody_waits_for_it(model: Path, tmp_path: Path) -> None:
+    del model
+    for name in ("pipe", "pipe.gguf"):
+        os.mkfifo(tmp_path / name)
+        for command in (["run", tmp_path / name, "-p", "a"], ["inspect", tmp_path / name]):
+            done = subprocess.run([COMMAND, *command], capture_output=True, timeout=60, check=False)
+            assert done.returncode in (3, 16), done.stderr
+
+
+SHELL_CASES = [
+    ('run "$MODEL" -p ab -n 3 >/dev/full', 9, "cannot be written (No space left on device)"),
+    ('run "$MODEL" -p ab -n 3 >&-', 9, "standard output is closed"),
+    ('run "$MODEL" -p ab -n 3 --json >/dev/full', 9, "cannot be written (No space left on device)"),
+    ('run "$MODEL" -n 3 <&-', 2, "there is no prompt"),
+    ('inspect "$MODEL" >/dev/full', 9, "cannot be written (No space left on device)"),
+    ('inspect "$MODEL" --json >&-', 9, "standard output is closed"),
+    ("--help >/dev/full", 9, "cannot be written (No space left on device)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "sentence"), SHELL_CASES)
+def test_a_standard_stream_that_is_full_or_closed_gets_a_sentence(
+    model: Path, arguments: str, code: int, sentence: str
+) -> None:
+    environment = {**os.environ, "MODEL": str(model), "TINYEDGE": str(COMMAND)}
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$TINYEDGE" {arguments}'], capture_output=True, timeout=60, check=False, env=environment
+    )
+    refused(done, code, sentence)
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_the_text_comes_where_stderr_is_closed_or_full(model: Path, stderr: str) -> None:
+    command = f'exec "$0" run "$1" -p ab -n 5 --temp 0 --threads 1 {stderr}'
+    done = subprocess.run(["sh", "-c", command, COMMAND, model], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stdout == run(model, "-p", "ab", "-n", "5", "--temp", "0").stdout
+
+
+def test_tables_are_utf_8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+    parts = tiny_parts()
+    parts.set("general.name", "str", "火".encode())
+    model = write(tmp_path / "named.gguf", parts)
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    inspected = tinyedge("inspect", model, environment=ascii_only)
+    assert (inspected.returncode, "火" in inspected.stdout.decode()) == (0, True), inspected.stderr
+    measured = tinyedge("bench", model, "-p", "0", "-n", "4", "--threads", "1", environment=ascii_only)
+    assert (measured.returncode, "±" in measured.stdout.decode()) == (0, True), measured.stderr
 
 
 def test_a_prompt_that_is_not_utf_8_is_refused(model: Path) -> None:
@@ -270,6 +334,16 @@ def test_bench_json_holds_every_sample_and_the_machine(model: Path) -> None:
     assert report["build"]["ggml"]
 
 
-@pytest.mark.parametrize("arguments", [["-p", "0", "-n", "0"], ["--threads", "1,x"], ["--threads", "0"], ["-r", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "0", "-n", "0"],
+        ["-p", "9" * 400],
+        ["--threads", "1,x"],
+        ["--threads", "0"],
+        ["--threads", "9" * 5000],
+        ["-r", "0"],
+    ],
+)
 def test_bench_refuses_what_cannot_be_measured(model: Path, arguments: list[str]) -> None:
     assert tinyedge("bench", model, *arguments).returncode == 2

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from tinyedge.cli import bench, demo, inspect, quantize, run
+from tinyedge.cli import bench, demo, inspect, output, quantize, run, signals
 from tinyedge.cli.output import print_line, printable, status
-from tinyedge.errors import TinyEdgeError
+from tinyedge.errors import OutputError, TinyEdgeError
 
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 EXIT_USAGE = 2
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
+_SYSTEM_REMEDIES = {
+    errno.EACCES: "check its permissions, or run as a user who may read and write it",
+    errno.EPERM: "check its permissions, or run as a user who may read and write it",
+    errno.ENAMETOOLONG: "check the name: no file can have one as long",
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space on that disk",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EIO: "check the disk: it failed to read or write",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free some memory",
+}
 
 # click's UsageError, from whichever click this typer uses: newer ones carry their own.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -60,44 +71,65 @@ def _options(
 
 def main() -> None:
     """The `tinyedge` command. Exit codes: see tinyedge.errors; 2 wrong usage, 130 interrupted, 143 terminated."""
-    debug = "--debug" in sys.argv
-    signal.signal(signal.SIGTERM, _terminate)
+    output.prepare_streams()
+    signals.raise_errors()
+    try:
+        code = _run(debug="--debug" in sys.argv)
+    except KeyboardInterrupt:
+        signals.leave_at_once()
+        status("interrupted")
+        code = signals.EXIT_INTERRUPTED
+    finally:
+        signals.leave_at_once()
+    sys.exit(code)
+
+
+def _run(*, debug: bool) -> int:
+    """Runs the command that the arguments name; the exit code."""
     try:
         # Not in standalone mode, in which an interrupt would leave with a code of its own.
         code = app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False)
+        output.flush()
     except Exception as error:
-        sys.exit(_explain(error, debug=debug))
-    except KeyboardInterrupt:
-        status("interrupted")
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """Ends as an exception does, so that what was half done is taken back."""
-    sys.exit(EXIT_TERMINATED)
+        return _explain(error, debug=debug)
+    if code == signals.EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Says what went wrong in one sentence; the exit code."""
     if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, typer.Abort):
-        status("interrupted")
-        return EXIT_INTERRUPTED
+    if isinstance(error, typer.Abort):  # an older typer's answer
+        raise KeyboardInterrupt from error
     if isinstance(error, USAGE_ERROR):
         usage: Any = error
-        usage.show()
+        text = io.StringIO()
+        usage.show(text)
+        status(text.getvalue().rstrip("\n"))
         return EXIT_USAGE
     if isinstance(error, BrokenPipeError):
-        # The reader of our output went away, as `| head` does; the rest of it must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away, as `| head` does.
+        output.give_up(sys.stdout)
         return 1
     if debug:
-        traceback.print_exception(error)
+        status("".join(traceback.format_exception(error)))
+    if isinstance(error, OSError):
+        error = _of_the_system(error)
     if isinstance(error, TinyEdgeError):
         status(f"error: {printable(str(error), 600)}")
         return error.exit_code
     problem = printable(f"{type(error).__name__}: {error}", 300)
     status(f"error: tinyedge failed unexpectedly ({problem}); run it again with --debug and report what it shows")
     return 1
+
+
+def _of_the_system(error: OSError) -> TinyEdgeError:
+    """What the operating system refused, in our words."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error.filename, (str, bytes)):
+        reason = f"{os.fsdecode(error.filename)}: {reason}"
+    elif error.errno in _CANNOT_WRITE:
+        return OutputError(f"the output cannot be written ({reason})", "send it to a file on a disk with room")
+    return TinyEdgeError(reason, _SYSTEM_REMEDIES.get(error.errno or 0, "check the path and try again"))

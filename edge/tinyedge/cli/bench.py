@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyedge.cli.output import format_bytes, format_count, print_json, print_line, status
+from tinyedge.cli.output import (
+    MAX_TOKENS,
+    format_bytes,
+    format_count,
+    on_terminal,
+    print_json,
+    print_line,
+    printable,
+    status,
+)
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Machine
@@ -28,9 +37,11 @@ Examples:
 
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint folder or file, or `demo`.")],
-    prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, help="Prompt tokens; 0 leaves it out.")] = 512,
-    generate: Annotated[int, typer.Option("-n", "--generate", min=0, help="Generated tokens; 0 leaves it out.")] = 128,
-    runs: Annotated[int, typer.Option("-r", "--runs", min=1, help="Timed runs of each test.")] = 5,
+    prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, max=MAX_TOKENS, help="Prompt tokens; 0 leaves it out.")] = 512,
+    generate: Annotated[
+        int, typer.Option("-n", "--generate", min=0, max=MAX_TOKENS, help="Generated tokens; 0 leaves it out.")
+    ] = 128,
+    runs: Annotated[int, typer.Option("-r", "--runs", min=1, max=100_000, help="Timed runs of each test.")] = 5,
     threads: Annotated[
         str | None,
         typer.Option("-t", "--threads", metavar="N[,N...]", help="CPU threads.", show_default="performance cores"),
@@ -82,15 +93,15 @@ def _thread_counts(threads: str | None) -> list[int | None]:
     if threads is None:
         return [None]
     parts = [part.strip() for part in threads.split(",")]
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 512 for part in parts):
-        raise typer.BadParameter(f"--threads takes numbers from 1 to 512 like 4 or 1,2,4, not {threads!r}")
+    if not all(re.fullmatch("0{0,9}[1-9][0-9]{0,2}", part) and int(part) <= 512 for part in parts):
+        raise typer.BadParameter(f"--threads takes numbers from 1 to 512 like 4 or 1,2,4, not {printable(threads, 40)!r}")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar of runs on stderr, on a terminal only. Yields a function to call after each run."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield lambda: None
         return
     from rich.console import Console
@@ -106,7 +117,7 @@ def _table(facts: ModelFacts, plan: LoadPlan, summaries: tuple[Summary, ...]) ->
     head = ("model", "size", "params", "backend", "threads", "test", "t/s", "median", "runs")
     rows = [
         (
-            f"{facts.architecture} {facts.file_type}",
+            f"{printable(facts.architecture, 40)} {facts.file_type}",
             format_bytes(facts.weight_bytes),
             format_count(facts.parameters),
             plan.backend.upper(),

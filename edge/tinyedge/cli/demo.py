@@ -27,9 +27,9 @@ def demo(
     from tinyedge.cli.models import demo_checkpoint
     from tinyedge.cli.output import status
     from tinyedge.cli.quantize import convert_with_progress, output_path, report_line
-    from tinyedge.cli.run import Generation, generate
-    from tinyedge.engine import Sampling
+    from tinyedge.cli.run import Generation, generate, sampling_of
 
+    sampling = sampling_of(temp=0.7, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, seed=seed)
     checkpoint = demo_checkpoint()
     with TemporaryDirectory(prefix="tinyedge-demo-") as folder:
         status("1. quantize: a PyTorch checkpoint becomes a Q4_K_M GGUF file")
@@ -38,7 +38,6 @@ def demo(
         report = convert_with_progress(checkpoint, output_path(checkpoint, Path(folder), "Q4_K_M"), "Q4_K_M")
         status(f"   {report_line(report)}")
         status("2. run: that file on the best backend of this machine")
-        sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, seed=seed)
         generate(
             report.path, Request(), Generation(prompt=prompt, sampling=sampling, max_tokens=tokens, verbose=verbose, echo=True)
         )

@@ -47,15 +47,10 @@ def inspect(
 
     Example: tinyedge inspect TinyLlama-1.1B-Chat-v1.0-Q4_K_M.gguf --ctx 2048
     """
-    from tinyedge.cli.models import demo_checkpoint
-    from tinyedge.errors import ModelNotFoundError
+    from tinyedge.cli.models import demo_checkpoint, named_path
     from tinyedge.gguf_file import is_gguf, read_gguf
 
-    source = Path(path).expanduser()
-    if path == "demo" and not source.exists():
-        source = demo_checkpoint()
-    if not source.exists():
-        raise ModelNotFoundError(f"{path} does not exist")
+    source = named_path(path, "PATH") or demo_checkpoint()
     if source.is_file() and (is_gguf(source) or source.suffix.lower() == ".gguf"):
         report = describe(read_gguf(source), context)
     else:

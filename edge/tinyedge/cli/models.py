@@ -5,18 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
+
+import typer
 
 from tinyedge import __version__
-from tinyedge.cli.output import byte_progress, format_bytes, format_seconds, status
-from tinyedge.errors import ModelNotFoundError, OutputError
+from tinyedge.cli.output import byte_progress, format_bytes, format_seconds, printable, status
+from tinyedge.errors import GGUFError, ModelNotFoundError, OutputError
 
 if TYPE_CHECKING:
     from tinyedge.model_facts import ModelFacts
 
 CACHE_TYPE = "Q4_K_M"
 
-_SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model")  # what a GGUF file takes from beside the weights
+_CACHE_REMEDY = "set XDG_CACHE_HOME to a folder you can write"
+
+# What a GGUF file takes from beside the weights.
+_SIDE_FILES = (
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "tokenizer.model",
+    "merges.txt",
+    "model_config.yaml",
+    "README.md",
+)
 
 
 def resolve_model(argument: str, *, quiet: bool = False) -> Path:
@@ -24,13 +37,33 @@ def resolve_model(argument: str, *, quiet: bool = False) -> Path:
 
     Says on stderr what it quantizes unless `quiet`. Raises ModelNotFoundError when there is nothing of that name.
     """
-    path = Path(argument).expanduser()
-    if argument == "demo" and not path.exists():
+    path = named_path(argument, "MODEL")
+    if path is None:
         return quantized(demo_checkpoint(), "the demo model", quiet=quiet)
-    if not path.exists():
-        raise ModelNotFoundError(f"{argument} does not exist")
     if path.is_dir() or not _claims_gguf(path):
         return quantized(path, str(path), quiet=quiet)
+    return path
+
+
+def named_path(argument: str, metavar: str) -> Path | None:
+    """The existing path that `argument` names, None for `demo` where there is no file of that name.
+
+    Raises ModelNotFoundError when there is nothing, and a usage error when `argument` is empty.
+    """
+    if not argument:
+        raise typer.BadParameter("an empty name; give a file, a folder, or `demo`", param_hint=metavar)
+    try:
+        path = Path(argument).expanduser()
+    except RuntimeError:  # ~name of nobody
+        path = Path(argument)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if argument == "demo":
+            return None
+        raise ModelNotFoundError(f"{argument} does not exist") from None
+    except OSError as error:
+        raise ModelNotFoundError(f"{argument} cannot be opened ({error.strerror})") from error
     return path
 
 
@@ -49,7 +82,7 @@ def checked_facts(path: Path) -> ModelFacts:
     if facts.architecture != "llama":  # what `probe` would do nothing for is not worth its imports
         from tinyedge.model_probe import probe
 
-        probe(gguf, cache_folder())
+        probe(gguf, cache_folder(needed=False))
     return facts
 
 
@@ -69,7 +102,7 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
 
     weights = weight_paths(source)
     output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights)}-{CACHE_TYPE}.gguf"
-    if output.is_file():
+    if _is_whole(output):
         return output
     from tinyedge_quantize.convert import convert
 
@@ -78,7 +111,7 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
     except OSError as error:
         raise OutputError(
             f"the cache folder {output.parent} cannot be made ({error.strerror})",
-            "set XDG_CACHE_HOME to a folder you can write",
+            _CACHE_REMEDY,
         ) from error
     if not quiet:
         status(f"quantizing {title} to {CACHE_TYPE} into {output}")
@@ -91,14 +124,40 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
     return output
 
 
-def cache_folder() -> Path:
-    """Where quantized models are kept: XDG_CACHE_HOME or the system's usual place."""
+def _is_whole(output: Path) -> bool:
+    """True when there is a GGUF file whose header is right and whose tensors all lie inside it; any other is removed."""
+    from tinyedge.gguf_file import read_gguf
+
+    try:
+        read_gguf(output)
+    except ModelNotFoundError:
+        return False
+    except GGUFError as error:
+        status(f"the cached file is made anew: {printable(error.problem, 300)}")
+        output.unlink()  # `convert` replaces nothing but GGUF files
+        return False
+    return True
+
+
+@overload
+def cache_folder() -> Path: ...
+@overload
+def cache_folder(*, needed: bool) -> Path | None: ...
+def cache_folder(*, needed: bool = True) -> Path | None:
+    """Where quantized models are kept: XDG_CACHE_HOME or the system's usual place.
+
+    Without a home folder OutputError is raised, or None returned when it is not `needed`.
+    """
     chosen = os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen) / "tinyedge"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tinyedge"
-    return Path.home() / ".cache" / "tinyedge"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        if not needed:
+            return None
+        raise OutputError("there is no home folder to keep the quantized model in", _CACHE_REMEDY) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "tinyedge"
 
 
 def _claims_gguf(path: Path) -> bool:
@@ -109,12 +168,14 @@ def _claims_gguf(path: Path) -> bool:
 
 
 def _key(weights: list[Path]) -> str:
-    """Changes when the weights or a file beside them change, or with the version of tinyedge."""
+    """Changes when the weights or a file beside them change, or with the version of tinyedge or llama-cpp-python."""
     import hashlib
 
+    from tinyedge.native.library import package_version
+
     folder = weights[0].parent
-    beside = sorted(path for pattern in _SIDE_FILES for path in folder.glob(pattern))
-    digest = hashlib.sha256(f"{__version__} {CACHE_TYPE}".encode())
+    beside = sorted(path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.is_file())
+    digest = hashlib.sha256(f"{__version__} {package_version()} {CACHE_TYPE}".encode())
     for path in (*weights, *beside):
         facts = path.stat()
         digest.update(f"\0{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyedge.cli.output import Progress, byte_progress, format_bytes, format_seconds, print_json, status
+from tinyedge.cli.output import (
+    MAX_TOKENS,
+    format_bytes,
+    format_seconds,
+    late_progress,
+    print_json,
+    status,
+    write_text,
+)
+from tinyedge.cli.signals import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Request
     from tinyedge.engine import Engine, Sampling, Speed
     from tinyedge.model_facts import ModelFacts
-
-EXIT_INTERRUPTED = 130
 
 _EXAMPLES = """\b
 Examples:
@@ -61,7 +67,9 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.", show_default="random, and reported")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="CPU threads.", show_default="performance cores")] = None,
-    ctx: Annotated[int | None, typer.Option(min=2, help="Context in tokens.", show_default="the model's, if it fits")] = None,
+    ctx: Annotated[
+        int | None, typer.Option(min=2, max=MAX_TOKENS, help="Context in tokens.", show_default="the model's, if it fits")
+    ] = None,
     backend: Annotated[str, typer.Option(metavar="[auto|cpu|cuda|metal]", help="Where to run.")] = "auto",
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Layers on the GPU.", show_default="all that fit")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of streamed text.")] = False,
@@ -72,7 +80,7 @@ def run(
     from tinyedge.cli.models import resolve_model
 
     text = _read_prompt(prompt, file)
-    sampling = _sampling(temp, top_k, top_p, min_p, repeat_penalty, seed)
+    sampling = sampling_of(temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed)
     request = Request(backend=backend, gpu_layers=gpu_layers, context=ctx, threads=threads)
     path = resolve_model(model)
     wanted = Generation(prompt=text, sampling=sampling, max_tokens=None if tokens < 0 else tokens, json=json, verbose=verbose)
@@ -83,7 +91,7 @@ run.__doc__ = f"{run.__doc__}\n\n{_EXAMPLES}"
 
 
 def generate(path: Path, request: Request, wanted: Generation) -> None:
-    """Runs the GGUF file at `path` and prints text and report. Raises typer.Exit(130) after Ctrl-C."""
+    """Runs the GGUF file at `path` and prints text and report. Raises SystemExit(130) after Ctrl-C."""
     from tinyedge.backends import choose, this_machine
     from tinyedge.cli.models import checked_facts
     from tinyedge.engine import Engine
@@ -101,29 +109,14 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
         for line in report_lines(plan, wanted.sampling.seed, speed):
             status(line)
     if speed.stop_reason == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)  # not typer.Exit, after which main() would say "interrupted" once more
 
 
 @contextmanager
 def load_progress(weight_bytes: int, *, quiet: bool = False) -> Iterator[Callable[[float], None] | None]:
     """A bar of loaded weights on a terminal, once a second has passed: a warm file is loaded before."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    with ExitStack() as bar:
-        begun, shown = monotonic(), 0
-        advance: Progress | None = None
-
-        def progress(share: float) -> None:
-            nonlocal advance, shown
-            if advance is None and share < 1.0 and monotonic() - begun > 1.0:
-                advance = bar.enter_context(byte_progress("loading"))
-            if advance is not None:
-                done = int(share * weight_bytes)
-                advance(done - shown, weight_bytes)
-                shown = done
-
-        yield progress
+    with late_progress("loading", "bytes", quiet=quiet) as bar:
+        yield bar and (lambda share: bar(int(share * weight_bytes), weight_bytes))
 
 
 def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
@@ -134,10 +127,12 @@ def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
     if wanted.echo:
         write(wanted.prompt)
     try:
-        for chunk in engine.stream(wanted.prompt, wanted.sampling, wanted.max_tokens):
-            parts.append(chunk.text)
-            write(chunk.text)
-            speed = chunk.speed
+        # A bar would wipe out the prompt that was echoed to the same line.
+        with late_progress("reading the prompt", "tokens", quiet=wanted.json or wanted.echo) as bar:
+            for chunk in engine.stream(wanted.prompt, wanted.sampling, wanted.max_tokens, bar):
+                parts.append(chunk.text)
+                write(chunk.text)
+                speed = chunk.speed
     except KeyboardInterrupt:
         speed = None
     text = "".join(parts)
@@ -148,24 +143,24 @@ def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
 
 def _report_follows_text() -> bool:
     """Whether stdout and stderr end in one place, a terminal or one file: then the text's last line must end first."""
+    if sys.stdout is None or sys.stderr is None:
+        return False
     try:
         return sys.stdout.isatty() or os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except OSError:
         return False
 
 
-def _text_writer() -> Any:
-    """A function that puts text on stdout at once, in UTF-8 whatever the locale.
+def _text_writer() -> Callable[[str], None]:
+    """A function that puts text on stdout at once.
 
     A terminal gets no control characters but line ends and tabs: a model's text must not be able to reprogram it.
     """
-    output = sys.stdout.buffer
     controls = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-    dropped = controls if sys.stdout.isatty() else {}
+    dropped = controls if sys.stdout is not None and sys.stdout.isatty() else {}
 
     def write(text: str) -> None:
-        output.write((text.translate(dropped) if dropped else text).encode("utf-8"))
-        output.flush()
+        write_text(text.translate(dropped) if dropped else text, now=True)
 
     return write
 
@@ -226,10 +221,14 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
             raw = Path(file).read_bytes()
         except OSError as error:
             raise PromptError(f"{file} cannot be read ({error.strerror})", "check the name given with -f") from error
-    elif file is None and sys.stdin.isatty():
+    elif sys.stdin is None or (file is None and sys.stdin.isatty()):
         raise typer.BadParameter("there is no prompt: give it with -p TEXT or -f FILE, or pipe it in")
     else:
-        raw, origin = sys.stdin.buffer.read(), "standard input"
+        origin = "standard input"
+        try:
+            raw = sys.stdin.buffer.read()
+        except OSError as error:
+            raise PromptError(f"{origin} cannot be read ({error.strerror})", "give the prompt with -p or -f") from error
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -237,7 +236,8 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
     return text if prompt is not None else text.removesuffix("\n").removesuffix("\r")
 
 
-def _sampling(temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> Sampling:
+def sampling_of(*, temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> Sampling:
+    """The sampling that the options ask for, with a random seed where there is none. A value without meaning is wrong usage."""
     from tinyedge.engine import Sampling
 
     if seed is None:

@@ -1,4 +1,4 @@
-"""Lets Ctrl-C end a long native call, then handles it as it would have been handled.
+"""Lets Ctrl-C and SIGTERM end a long native call, then handles them as they would have been handled.
 
 Python runs a signal's handler between bytecodes only, and loading or decoding may take a minute on a board. llama.cpp
 calls back into Python meanwhile, which is such bytecode; but an exception raised inside a ctypes callback is lost. So
@@ -9,33 +9,46 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruptible:
-    """A `with` block in which SIGINT sets `requested`; the usual handler runs at its end.
+    """A `with` block in which SIGINT and SIGTERM set `requested`; the usual handler of the first runs at its end.
 
-    Outside the main thread, or where SIGINT is ignored, it does nothing: there is no handler to take the place of.
+    A signal without a Python handler (ignored, or left to the system) keeps its effect, and outside the main thread
+    nothing changes: there is no handler to take the place of.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._usual: signal._HANDLER = None
+        self._came: int | None = None
+        self._usual: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came that asks to stop."""
+        return self._came is not None
 
     def __enter__(self) -> Interruptible:
-        self.requested = False
-        usual = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(usual):
-            self._usual = usual
-            signal.signal(signal.SIGINT, self._take_note)
+        self._came = None
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                usual = signal.getsignal(number)
+                if callable(usual):
+                    self._usual[number] = usual
+                    signal.signal(number, self._take_note)
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
-        usual, self._usual = self._usual, None
-        if callable(usual):
-            signal.signal(signal.SIGINT, usual)
-            if self.requested:
-                usual(signal.SIGINT, None)
+        usual, self._usual = self._usual, {}
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        if self._came is not None:
+            usual[self._came](self._came, None)
 
-    def _take_note(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _take_note(self, number: int, _frame: FrameType | None) -> None:
+        if self._came is None:
+            self._came = number

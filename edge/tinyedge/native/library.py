@@ -178,17 +178,21 @@ def compiled_backends() -> tuple[str, ...]:
 
 def versions() -> LibraryVersions:
     """Versions and build flags of the installed libraries."""
-    from importlib.metadata import PackageNotFoundError, version
-
     bindings = ready()
-    try:
-        package = version("llama_cpp_python")
-    except PackageNotFoundError:
-        package = "unknown"
     return LibraryVersions(
-        llama_cpp_python=package,
+        llama_cpp_python=package_version(),
         llama_cpp=bindings.llama_version().decode() if hasattr(bindings, "llama_version") else None,
         ggml=function("ggml_version", ctypes.c_char_p)().decode(),
         ggml_commit=function("ggml_commit", ctypes.c_char_p)().decode(),
         system_info=bindings.llama_print_system_info().decode(),
     )
+
+
+def package_version() -> str:
+    """The version of llama-cpp-python, without loading it; `unknown` for one that was not installed as a package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("llama_cpp_python")
+    except PackageNotFoundError:
+        return "unknown"

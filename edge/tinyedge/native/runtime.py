@@ -6,16 +6,19 @@ Nothing is allocated per token: one batch and one buffer live as long as their o
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from tinyedge.errors import NativeError
 from tinyedge.native import library, log
+from tinyedge.native.handle import Handle, failure, freeing
 from tinyedge.native.interrupt import Interruptible
 from tinyedge.native.threads import ThreadPool
+from tinyedge.native.tokenizing import with_room
 
 BATCH_TOKENS = 512  # tokens per decode call and per compute graph, llama.cpp's own n_ubatch
 KV_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "BF16": 30}
@@ -24,25 +27,7 @@ _ABORTED = 2  # llama_decode: the abort callback said so
 _NO_SLOT = 1  # llama_decode: no room in the KV cache
 
 
-class _Handle:
-    """A native object that is freed once, by `close` or at the end of a `with` block."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
-        self.close()
-
-
-def _failure(what: str) -> NativeError:
-    said = log.cause()
-    return NativeError(f"llama.cpp {what}" + (f' ("{said}")' if said else ""))
-
-
-class Model(_Handle):
+class Model(Handle):
     """The weights and the vocabulary of a GGUF file.
 
     `device` is the ggml name of the GPU to use, None for the CPU alone; `gpu_layers` of its layers go there, all when
@@ -66,7 +51,7 @@ class Model(_Handle):
         parameters.n_gpu_layers = gpu_layers if device else 0
         parameters.split_mode = self._llama.LLAMA_SPLIT_MODE_NONE if device else parameters.split_mode
         log.forget()
-        with Interruptible() as interrupt:
+        with freeing(self), Interruptible() as interrupt:
 
             def go_on(share: float, _data: object) -> bool:
                 if progress is not None:
@@ -76,7 +61,7 @@ class Model(_Handle):
             parameters.progress_callback = self._llama.llama_progress_callback(go_on)
             self._pointer = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._pointer:
-            raise _failure(f"cannot load {Path(path).name}")
+            raise failure(f"cannot load {Path(path).name}")
         self._vocabulary: int = self._llama.llama_model_get_vocab(self._pointer)
         self._piece = ctypes.create_string_buffer(64)
 
@@ -125,15 +110,22 @@ class Model(_Handle):
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The tokens of `text`; BOS and EOS are added when `add_special` and the model wants them."""
-        raw = text.encode("utf-8")
+        raw, vocabulary = text.encode("utf-8"), self._vocab
         room = len(raw) + 8
         for _ in range(2):
             tokens = (ctypes.c_int32 * room)()
-            count = self._llama.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
+            arguments = (vocabulary, raw, len(raw), tokens, room, add_special, parse_special)
+            count = with_room(functools.partial(self._llama.llama_tokenize, *arguments), len(raw))
             if count >= 0:
                 return list(tokens[:count])
             room = -count
-        raise _failure(f"cannot tokenize {len(raw)} bytes of text")
+        raise failure(f"cannot tokenize {len(raw)} bytes of text")
+
+    @functools.cached_property
+    def longest_token_bytes(self) -> int:
+        """The bytes of the longest token as the vocabulary spells it, which is never shorter than the text it stands for."""
+        text, vocabulary = self._llama.llama_vocab_get_text, self._vocab
+        return max((len(text(vocabulary, token) or b"") for token in range(self.vocabulary_size)), default=1)
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, which may be a part of a character; nothing for a control token."""
@@ -147,7 +139,7 @@ class Model(_Handle):
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 
 
-class Context(_Handle):
+class Context(Handle):
     """A KV cache of `context` tokens over a model, and what decodes tokens into it.
 
     Only the last token of a batch gets logits, so no buffer for 512 rows of a whole vocabulary is kept.
@@ -169,9 +161,10 @@ class Context(_Handle):
         if hasattr(parameters, "n_outputs_max"):  # older releases have no such field
             parameters.n_outputs_max = 1
         log.forget()
-        self._pointer = self._llama.llama_init_from_model(model.pointer, parameters)
+        with freeing(self), Interruptible():
+            self._pointer = self._llama.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:
-            raise _failure(f"cannot make a context of {context} tokens")
+            raise failure(f"cannot make a context of {context} tokens")
         self._pool = ThreadPool(threads)
         self._pool.attach(self._pointer)
         self._memory = self._llama.llama_get_memory(self._pointer)
@@ -179,7 +172,9 @@ class Context(_Handle):
         self._tokens = (ctypes.c_int32 * self._room)()
         self._batch = self._llama.llama_batch_get_one(self._tokens, 0)
         self._interrupt = Interruptible()
-        self._abort_callback = self._llama.ggml_abort_callback(lambda _data: self._interrupt.requested)
+        self._progress: Callable[[int], None] | None = None
+        self._done = 0
+        self._abort_callback = self._llama.ggml_abort_callback(self._stop_wanted)
         self._no_callback = self._llama.ggml_abort_callback()
 
     def close(self) -> None:
@@ -204,8 +199,12 @@ class Context(_Handle):
         self._tokens[0] = token
         self._run(1)
 
-    def decode_all(self, tokens: Sequence[int]) -> None:
-        """Appends `tokens` and computes the logits of the last. Ctrl-C is heeded within one operation of the graph."""
+    def decode_all(self, tokens: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
+        """Appends `tokens` and computes the logits of the last. Ctrl-C is heeded within one operation of the graph.
+
+        `progress` is told how many tokens are done after each batch of 512, and on the CPU many times in between.
+        """
+        self._progress, self._done = progress, 0
         self._llama.llama_set_abort_callback(self.pointer, self._abort_callback, None)
         try:
             with self._interrupt:
@@ -213,8 +212,20 @@ class Context(_Handle):
                     part: list[Any] = list(tokens[start : start + self._room])
                     self._tokens[: len(part)] = part
                     self._run(len(part))
+                    if self._interrupt.requested:
+                        break
+                    self._done += len(part)
+                    if progress is not None:
+                        progress(self._done)
         finally:
+            self._progress = None
             self._llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
+
+    def _stop_wanted(self, _data: object) -> bool:
+        """What ggml asks after each operation of a graph."""
+        if self._progress is not None:
+            self._progress(self._done)
+        return self._interrupt.requested
 
     def wait(self) -> None:
         """Returns when the device has finished what it was given."""
@@ -229,10 +240,10 @@ class Context(_Handle):
             return  # and the `with` of the caller raises
         if status == _NO_SLOT:
             raise NativeError(f"the KV cache has no room for {count} more tokens", "raise --ctx")
-        raise _failure(f"failed to decode {count} tokens (status {status})")
+        raise failure(f"failed to decode {count} tokens (status {status})")
 
 
-class Sampler(_Handle):
+class Sampler(Handle):
     """llama.cpp's chain in its usual order: penalties, top-k, top-p, min-p, temperature, a draw; greedy at temperature 0.
 
     The same seed gives the same draws. `repeat_penalty` looks at the last `repeat_last` tokens that were sampled.
