@@ -14,6 +14,7 @@
 #   TINYEDGE_CMAKE_ARGS="..."       add to llama.cpp's build, e.g. -DGGML_CUDA=on
 #   TINYEDGE_TORCH=VERSION          (test) also install torch and transformers and compare with them
 set -eu
+start=$PWD
 cd "$(dirname "$0")"
 
 LLAMA="llama-cpp-python>=0.3.36"
@@ -86,13 +87,27 @@ processor() {
     fi
 }
 
+# Puts one build of llama-cpp-python into .venv, replacing another of the same version, which pip by itself would keep.
+use_llama() {
+    name=$1
+    shift
+    [ "$(cat .venv/llama-build 2>/dev/null)" = "$name" ] && return
+    .venv/bin/pip install --quiet "$@"
+    .venv/bin/pip install --quiet --force-reinstall --no-deps "$@"
+    echo "$name" >.venv/llama-build
+    say "llama.cpp: $name"
+}
+
 install_llama() {
     if [ -n "${TINYEDGE_LLAMA_WHEEL:-}" ]; then
-        .venv/bin/pip install --quiet "$TINYEDGE_LLAMA_WHEEL"
+        case $TINYEDGE_LLAMA_WHEEL in /*) ;; *) TINYEDGE_LLAMA_WHEEL=$start/$TINYEDGE_LLAMA_WHEEL ;; esac
+        [ -r "$TINYEDGE_LLAMA_WHEEL" ] || fail "TINYEDGE_LLAMA_WHEEL names $TINYEDGE_LLAMA_WHEEL, which is not there"
+        use_llama "$TINYEDGE_LLAMA_WHEEL ($(cksum <"$TINYEDGE_LLAMA_WHEEL"))" "$TINYEDGE_LLAMA_WHEEL"
         return
     fi
     if [ -n "${TINYEDGE_LLAMA_INDEX:-}" ]; then
-        .venv/bin/pip install --quiet --only-binary llama-cpp-python --extra-index-url "$TINYEDGE_LLAMA_INDEX" "$LLAMA"
+        use_llama "from $TINYEDGE_LLAMA_INDEX" \
+            --only-binary llama-cpp-python --extra-index-url "$TINYEDGE_LLAMA_INDEX" "$LLAMA"
         return
     fi
     command -v c++ >/dev/null && command -v "$CC" >/dev/null ||
@@ -111,7 +126,8 @@ install_llama() {
             { tail -n 20 "$wheels/build.log" >&2; fail "llama-cpp-python did not build; the whole log is $wheels/build.log"; }
         mv "$wheels"/new/llama_cpp_python-*.whl "$wheels"
     fi
-    .venv/bin/pip install --quiet "$wheels"/llama_cpp_python-*.whl
+    rm -rf "$wheels/new"
+    use_llama "built for this processor with$flags ${TINYEDGE_CMAKE_ARGS:-}($key)" "$wheels"/llama_cpp_python-*.whl
 }
 
 install() {
@@ -142,7 +158,7 @@ test)
     .venv/bin/pytest
     ;;
 *)
-    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,17s/^# \{0,1\}//p' setup.sh >&2
     exit 2
     ;;
 esac

@@ -151,7 +151,7 @@ def summary(
         {"what": "`tinyedge --help`", "ours": f"{middle(seconds['help']) * 1000:.0f} ms", "beside": "", "ratio": ""},
         {
             "what": "streaming text, beside decode and sample alone (demo model)",
-            "ours": f"{middle(micros):.0f} µs per token",
+            "ours": f"{max(middle(micros), 0):.0f} µs per token (from {min(micros):.0f} to {max(micros):.0f})",
             "beside": "",
             "ratio": "",
         },

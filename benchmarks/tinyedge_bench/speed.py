@@ -73,7 +73,7 @@ class Summary:
     def warning(self) -> str | None:
         """What to doubt about these numbers, and what helps."""
         if len(self.samples) < 3:
-            return f"{self.test.name}: {len(self.samples)} runs are too few to tell the spread; use -r 5 or more"
+            return f"{self.test.name}: fewer than 3 runs cannot tell the spread; use -r 5 or more"
         low, high = min(self.samples), max(self.samples)
         share = (high - low) / self.median
         if share <= _NOISE_SHARE:

@@ -145,7 +145,7 @@ def _read(path: Path, header: HeaderReader) -> GGUFFile:
 def _read_version(header: HeaderReader) -> int:
     magic = header.take(4) if header.file_bytes >= 4 else b""
     if magic != MAGIC:
-        raise header.error(f"is not a GGUF file (it begins with {magic!r}, not {MAGIC!r})")
+        raise header.error("is not a GGUF file")
     version: int = header.number("u32")
     if version == 1:
         raise header.error("is GGUF version 1, which llama.cpp no longer reads")

@@ -185,7 +185,14 @@ def _unwrap(value: Any, file: WeightFile) -> StateDict:
 def _arrange(state: StateDict, folder: Path, config_name: str | None, path: Path) -> Arranged:
     for layout in LAYOUTS:
         if layout.recognises(state):
+            if config_name is not None and not layout.takes_config_name:
+                raise CheckpointError(f"--config is for Lit-GPT checkpoints, and {path} has another layout", "leave it out")
             return layout.arrange(state, folder, config_name)
+    if any("lora_" in name for name in state.tensors):
+        raise CheckpointError(
+            f"{path} is a LoRA adapter",
+            "merge it first (in PEFT: merge_and_unload(), then save_pretrained) and give the merged folder",
+        )
     raise CheckpointError(
         f"{path} has tensors of no layout we know, such as {', '.join(sorted(state.tensors)[:3])}",
         "give a Hugging Face, Lit-GPT, Meta or llama2.c checkpoint of a language model",

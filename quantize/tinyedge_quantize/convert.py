@@ -25,13 +25,9 @@ class ConversionReport:
     parameters: int
     source_bytes: int
     bytes: int
+    bits_per_weight: float
     seconds: float
     type_counts: dict[str, int]
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of the whole file for each parameter."""
-        return 8 * self.bytes / self.parameters
 
 
 def convert(
@@ -61,6 +57,7 @@ def convert(
             parameters=plan.parameters,
             source_bytes=checkpoint.source_bytes,
             bytes=plan.total_bytes,
+            bits_per_weight=plan.bits_per_weight,
             seconds=time.perf_counter() - started,
             type_counts=plan.type_counts,
         )

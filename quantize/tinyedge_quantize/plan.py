@@ -68,6 +68,11 @@ class QuantPlan:
         return len(self.header) + sum(padded(tensor.bytes) for tensor in self.tensors)
 
     @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each parameter, as llama.cpp counts them."""
+        return 8 * sum(tensor.bytes for tensor in self.tensors) / self.parameters
+
+    @property
     def parameters(self) -> int:
         return sum(tensor.elements for tensor in self.tensors)
 

@@ -20,7 +20,7 @@ def test_every_block_the_readme_names_exists_and_is_filled() -> None:
 
 def test_the_commands_shown_are_commands_there_are() -> None:
     text = readme.README.read_text()
-    shown = set(re.findall(r"(?:^|\$ |/)tinyedge (\w+)", text, re.MULTILINE))
+    shown = set(re.findall(r"(?:^|\$ |/)tinyedge ([a-z]\w*)", text, re.MULTILINE))
     from tinyedge.cli.app import app
 
     assert shown <= {command.name for command in app.registered_commands}

@@ -47,7 +47,7 @@ def test_spread_is_that_of_a_sample() -> None:
 def test_noise_and_few_runs_are_said() -> None:
     assert Summary(TG, 2, (100.0, 101.0, 102.0)).warning is None
     assert "runs differ by 20% (90.0 to 110.0)" in str(Summary(TG, 2, (90.0, 100.0, 110.0)).warning)
-    assert "2 runs are too few" in str(Summary(TG, 2, (100.0, 100.0)).warning)
+    assert "fewer than 3 runs" in str(Summary(TG, 2, (100.0, 100.0)).warning)
 
 
 def test_every_run_begins_empty_and_processes_all_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,6 @@ def _first(**changes: object) -> Callable[[Parts], None]:
 
 BAD = {
     "is not a GGUF file": _raw(_put(0, b"GGML")),
-    "begins with b''": b"",
     "version 1": _raw(_put(4, struct.pack("<I", 1))),
     "big-endian": _raw(_put(4, struct.pack(">I", 3))),
     "version 9": _raw(_put(4, struct.pack("<I", 9))),

@@ -231,11 +231,11 @@ def test_lit_gpt_takes_its_sizes_from_yaml_or_from_hugging_face(
 def test_lit_gpt_without_a_configuration_says_what_to_give(weights: Weights, tmp_path: Path) -> None:
     folder = tmp_path / "lit"
     save_by_hand(folder / "lit_model.pth", lit_gpt(weights, newer=False))
-    with pytest.raises(CheckpointError, match=r"head counts cannot be read.*--config NAME` \(tiny_LLaMA_1b"):
+    with pytest.raises(CheckpointError, match=r"head counts cannot be read.*`tinyedge quantize --config NAME` \(tiny_LLaMA_1b"):
         open_checkpoint(folder)
     with pytest.raises(TensorMismatchError, match="96 rows where 32 heads in 4 groups of 64 need 2560"):
         open_checkpoint(folder, "tiny_LLaMA_1b")
-    with pytest.raises(CheckpointError, match="no configuration named tiny_LLaMA_7b"):
+    with pytest.raises(CheckpointError, match="no configuration named 'tiny_LLaMA_7b'"):
         open_checkpoint(folder, "tiny_LLaMA_7b")
 
 

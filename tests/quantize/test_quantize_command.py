@@ -161,7 +161,7 @@ BAD_INPUTS: dict[str, tuple[Break, type[errors.TinyEdgeError], str]] = {
     "already quantized": (
         lambda d: edit_config(d, quantization_config={"quant_method": "gptq"}),
         errors.UnsupportedArchitectureError,
-        "already quantized (gptq)",
+        "already quantized ('gptq')",
     ),
     "absurd size": (
         lambda d: edit_config(d, hidden_size=2**70),
@@ -226,6 +226,19 @@ def test_two_weight_files_without_an_index_are_not_guessed_between(checkpoint: P
     done = tinyedge("quantize", checkpoint)
     assert done.returncode == errors.CheckpointError.exit_code
     assert "2 weight files and no index" in done.stderr
+
+
+def test_a_configuration_is_named_for_lit_gpt_checkpoints_alone(checkpoint: Path) -> None:
+    done = tinyedge("quantize", checkpoint, "--config", "tiny_LLaMA_1b")
+    assert done.returncode == errors.CheckpointError.exit_code
+    assert "--config is for Lit-GPT checkpoints" in done.stderr
+
+
+def test_an_adapter_says_how_to_merge_it(checkpoint: Path) -> None:
+    rename_tensor(checkpoint, "model.embed_tokens.weight", "base_model.model.layers.0.lora_A.weight")
+    done = tinyedge("quantize", checkpoint)
+    assert done.returncode == errors.CheckpointError.exit_code
+    assert "LoRA adapter" in done.stderr
 
 
 def test_an_unknown_type_lists_those_there_are(checkpoint: Path) -> None:

@@ -36,8 +36,9 @@ def demo(
         from pathlib import Path
 
         report = convert_with_progress(checkpoint, output_path(checkpoint, Path(folder), "Q4_K_M"), "Q4_K_M")
-        status(f"   {report_line(report)}")
+        status(f"   {report_line(report).replace(f'{folder}/', '', 1)}")
         status("2. run: that file on the best backend of this machine")
         generate(
             report.path, Request(), Generation(prompt=prompt, sampling=sampling, max_tokens=tokens, verbose=verbose, echo=True)
         )
+    status("The file was made for this run only; keep one of your own with: tinyedge quantize CHECKPOINT")

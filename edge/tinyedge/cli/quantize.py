@@ -38,7 +38,8 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the exact size; read no weights.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     config: Annotated[
-        str | None, typer.Option("--config", metavar="NAME", help="A built-in configuration for checkpoints without one.")
+        str | None,
+        typer.Option("--config", metavar="NAME", help="For Lit-GPT without a config: [code_]tiny_LLaMA_1b, tiny_LLaMA_120M."),
     ] = None,
     pre_tokenizer: Annotated[
         str | None, typer.Option("--pre-tokenizer", metavar="NAME", help="Name a pre-tokenizer that is not recognised.")
@@ -144,7 +145,7 @@ def describe_plan(checkpoint: Checkpoint, plan: QuantPlan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "source_bytes": checkpoint.source_bytes,
         "bytes": plan.total_bytes,
-        "bits_per_weight": round(8 * plan.total_bytes / plan.parameters, 4),
+        "bits_per_weight": round(plan.bits_per_weight, 4),
         "tensor_types": plan.type_counts,
         "tensors": [
             {

@@ -99,6 +99,8 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
     facts = checked_facts(path)
     plan = choose(facts, request, this_machine())
     status(plan.reason)
+    if facts.chat_template:
+        status("this model has a chat template, which `run` does not apply: the prompt is continued as it stands")
     with load_progress(facts.weight_bytes, quiet=wanted.json or wanted.verbose) as progress:
         engine = Engine.open(path, plan, verbose=wanted.verbose, progress=progress)
     with engine:
@@ -233,7 +235,12 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"{origin} is not UTF-8 at byte {error.start}", "convert it to UTF-8") from error
-    return text if prompt is not None else text.removesuffix("\n").removesuffix("\r")
+    if prompt is not None:
+        return text
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise PromptError(f"the prompt from {origin} is empty", 'give some text, or -p "" to start from nothing')
+    return text
 
 
 def sampling_of(*, temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> Sampling:

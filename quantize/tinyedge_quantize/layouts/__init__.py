@@ -23,10 +23,11 @@ class Layout:
 
     recognises: Callable[[StateDict], bool]
     arrange: Callable[[StateDict, Path, str | None], Arranged]
+    takes_config_name: bool = False
 
 
 LAYOUTS = (
-    Layout(lit_gpt.recognises, lit_gpt.arrange),
+    Layout(lit_gpt.recognises, lit_gpt.arrange, takes_config_name=True),
     Layout(meta.recognises, meta.arrange),
     Layout(huggingface.recognises, huggingface.arrange),
 )
