@@ -116,6 +116,8 @@ def _explain(error: Exception, *, debug: bool) -> int:
     if debug:
         status("".join(traceback.format_exception(error)))
     if isinstance(error, OSError):
+        if error.filename is None and error.errno in _CANNOT_WRITE:
+            output.give_up(sys.stdout)  # what is still buffered would fail once more at exit
         error = _of_the_system(error)
     if isinstance(error, TinyEdgeError):
         status(f"error: {printable(str(error), 600)}")
