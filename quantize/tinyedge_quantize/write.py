@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from tinyedge_quantize.tensors import Bytes
 SLAB_ELEMENTS = 256 * 1024
 
 # The bit patterns from which on a value, its sign removed, is infinite or NaN.
-_EXPONENT_ALL_ONES = {
+_EXPONENT_ALL_ONES: dict[str, tuple[Any, int, int]] = {
     "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
