@@ -165,10 +165,9 @@ class SourceTensor:
 
     def select_rows(self, order: RowOrder, name: str | None = None) -> SourceTensor:
         """The same tensor with row i read from row `order[i]`."""
-        if len(order) and int(order.max()) >= self.rows:
-            raise TensorMismatchError(
-                f"tensor {self.name} has {self.rows} rows where the configuration needs {int(order.max()) + 1}"
-            )
+        highest = int(np.max(order)) if len(order) else -1
+        if highest >= self.rows:
+            raise TensorMismatchError(f"tensor {self.name} has {self.rows} rows where the configuration needs {highest + 1}")
         combined = order if self.order is None else self.order[order]
         return replace(self, name=name or self.name, shape=(len(order), *self.shape[1:]), order=combined)
 

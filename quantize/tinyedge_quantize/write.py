@@ -11,15 +11,18 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from tinyedge.errors import WeightValueError
 from tinyedge.native import quantize as native
 from tinyedge_quantize.output_file import OutputFile, check_room, new_file
 from tinyedge_quantize.plan import QuantPlan, TensorPlan
 from tinyedge_quantize.tensors import Bytes
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 # Values in a slab: 1 MiB of float32 stays in the second-level cache of a laptop and is 30 slabs per layer of TinyLlama.
 SLAB_ELEMENTS = 256 * 1024
@@ -126,10 +129,10 @@ class _Buffers:
     """The memory of one thread, grown to the largest slab it meets and reused."""
 
     def __init__(self) -> None:
-        self._raw = np.empty(0, np.uint8)
-        self._scratch = np.empty(0, np.uint8)
-        self._floats = np.empty(0, np.float32)
-        self._blocks = np.empty(0, np.uint8)
+        self._raw: Bytes = np.empty(0, np.uint8)
+        self._scratch: Bytes = np.empty(0, np.uint8)
+        self._floats: Floats = np.empty(0, np.float32)
+        self._blocks: Bytes = np.empty(0, np.uint8)
 
     def convert(self, slab: _Slab) -> memoryview:
         """The slab's bytes in the output's type, valid until the next call."""
@@ -160,7 +163,7 @@ class _Buffers:
         source.read_rows(slab.first, slab.rows, raw, self._scratch[:size])
         return raw
 
-    def _widen(self, dtype: str, raw: Bytes, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def _widen(self, dtype: str, raw: Bytes, count: int) -> Floats:
         if dtype == "F32":
             return raw.view(np.float32)
         if len(self._floats) < count:

@@ -5,6 +5,7 @@ Data goes to stdout, everything else (status lines, bars, errors) to stderr. ric
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -116,11 +117,16 @@ def _output_errors() -> Iterator[None]:
         raise OutputError(f"standard output cannot be written ({error.strerror})", _REMEDY) from error
 
 
-def give_up(stream: TextIO) -> None:
+def give_up(stream: TextIO | None) -> None:
     """Sends `stream` to nowhere from now on, so that what it still holds does not fail again when Python ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    try:
+        descriptor = stream.fileno() if stream is not None else -1
+    except io.UnsupportedOperation:  # text in memory, as in a notebook, holds nothing back
+        descriptor = -1
+    if descriptor >= 0:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def status(text: str) -> None:
