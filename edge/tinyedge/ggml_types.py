@@ -20,16 +20,6 @@ class GGMLType:
     block_elements: int
     block_bytes: int
 
-    @property
-    def is_quantized(self) -> bool:
-        """True for the types that pack several values into a block."""
-        return self.block_elements > 1
-
-    @property
-    def bits_per_value(self) -> float:
-        """Bits that one value takes, its share of the scales included."""
-        return 8 * self.block_bytes / self.block_elements
-
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row. Raises ValueError when `columns` is not a multiple of the block."""
         if columns % self.block_elements:
