@@ -127,3 +127,38 @@ class SelfCheckError(TinyEdgeError):
 
     exit_code = 17
     default_remedy = "rebuild llama-cpp-python without extra compiler flags"
+
+
+class BoardError(TinyEdgeError):
+    """A board that no row of boards.toml describes, or something that board's system does not have."""
+
+    exit_code = 18
+    default_remedy = "`tinyedge boards` lists the boards"
+
+
+class BuildError(TinyEdgeError):
+    """A wheel or a bundle that could not be built: no compiler, a build that failed, a download that did not come."""
+
+    exit_code = 19
+    default_remedy = "read the log named above"
+
+
+class WheelError(TinyEdgeError):
+    """A wheel file that is missing, damaged, or not a wheel of llama-cpp-python."""
+
+    exit_code = 20
+    default_remedy = "build it with `tinyedge wheel --board NAME`"
+
+
+class ProofError(TinyEdgeError):
+    """A wheel that failed its proof: it would not run as it should on the board it is meant for."""
+
+    exit_code = 21
+    default_remedy = "do not put it on a board; build it anew with `tinyedge wheel --board NAME`"
+
+
+class NotEmulatedError(TinyEdgeError):
+    """A wheel whose files are right but that was not run: no emulator for its processor is here."""
+
+    exit_code = 22
+    default_remedy = "install one (Debian, Ubuntu: apt install qemu-user-static) and run `tinyedge wheel verify`"
