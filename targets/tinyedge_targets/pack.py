@@ -1,0 +1,164 @@
+"""Packs compiled libraries and llama-cpp-python's own Python files into a wheel: the same input gives the same bytes.
+
+Each library is there once, the tag says what the libraries need, and `llama_cpp/tinyedge_build.json` says what was built.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.parser
+import hashlib
+import json
+import re
+import sysconfig
+import zipfile
+from pathlib import Path
+
+from tinyedge.errors import BuildError
+from tinyedge_targets import zig
+from tinyedge_targets.boards import Board, boards
+from tinyedge_targets.build import Build, BuiltLibraries, plan_build
+
+BUILD_FORMAT = 1
+BUILD_FILE = "llama_cpp/tinyedge_build.json"
+
+# The oldest time a zip file can hold: a wheel's content must not depend on when it was made.
+_TIME = (1980, 1, 1, 0, 0, 0)
+
+# What a plain `import llama_cpp` lacks when the CPU code is in modules: without this, the first model finds no backend.
+_LOADER = """
+
+# Added by `tinyedge wheel`: the CPU code is in modules, one for each kind of processor; the best for this one is loaded here.
+import ctypes
+
+libggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+if libggml.ggml_backend_reg_count() == 0:
+    _silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+    libggml.ggml_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    libggml.ggml_log_set(ctypes.cast(_silent, ctypes.c_void_p), None)
+    libggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    libggml.ggml_backend_load_all_from_path(os.fsencode(libggml_base_path))
+    libggml.ggml_log_set(None, None)
+"""
+
+
+def pack(built: BuiltLibraries, version: str, folder: Path) -> Path:
+    """The wheel of `built`, which is llama-cpp-python `version`, in `folder`.
+
+    Written under a temporary name and renamed. Raises BuildError when the sources are not laid out as expected.
+    """
+    sources = built.folder / "sources"
+    local = f"{version}+{_label(built.build)}"
+    tag = f"py3-none-{_platform_tag(built.build)}"
+    info = f"llama_cpp_python-{local}.dist-info"
+    files = _python_files(sources, variants=built.build.layout == "variants")
+    files |= {f"llama_cpp/lib/{path.name}": path.read_bytes() for path in sorted((built.folder / "lib").iterdir())}
+    files[BUILD_FILE] = _build_facts(built, version)
+    files[f"{info}/METADATA"] = _metadata(sources, local)
+    files[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: tinyedge\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
+    files[f"{info}/licenses/LICENSE.md"] = _source_file(sources / "LICENSE.md")
+    files[f"{info}/licenses/LICENSE-llama.cpp"] = _source_file(sources / "vendor/llama.cpp/LICENSE")
+    files[f"{info}/RECORD"] = _record(files, f"{info}/RECORD")
+    path = folder / f"llama_cpp_python-{local}-{tag}.whl"
+    _write_zip(path, files)
+    return path
+
+
+def _label(build: Build) -> str:
+    """The local version that tells this build from PyPI's and from its siblings: `tinyedge`, `tinyedge.cortex.a76`."""
+    if build.layout == "variants":
+        return "tinyedge"
+    cpu = build.cpu.partition("-")[0]
+    gpu = "".join(f".{match[1]}" for option in build.options if (match := re.fullmatch(r"-DGGML_(CUDA|METAL)=ON", option)))
+    return "tinyedge." + re.sub(r"[^a-z0-9]+", ".", (cpu + gpu).lower())
+
+
+def _platform_tag(build: Build) -> str:
+    if build.toolchain == "native":
+        return re.sub(r"[-.]", "_", sysconfig.get_platform())
+    return f"manylinux{zig.GLIBC.replace('.', '_')}_{zig.PROCESSORS[build.triple]}".replace("manylinux2_17", "manylinux2014")
+
+
+def _python_files(sources: Path, *, variants: bool) -> dict[str, bytes]:
+    package = sources / "llama_cpp"
+    files = {
+        f"llama_cpp/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.suffix in (".py", ".typed", ".jinja2") and path.is_file()
+    }
+    if "llama_cpp/__init__.py" not in files:
+        raise BuildError(
+            f"the sources in {sources} hold no Python package llama_cpp", "choose another --llama-cpp-python version"
+        )
+    if variants:
+        loader = files.get("llama_cpp/_ggml.py", b"")
+        if b"libggml = " not in loader or b"libggml_base_path" not in loader:
+            raise BuildError(
+                "this version of llama-cpp-python loads ggml in a way that is not known here",
+                "choose another --llama-cpp-python version, or --single",
+            )
+        files["llama_cpp/_ggml.py"] = loader + _LOADER.encode()
+    return files
+
+
+def _build_facts(built: BuiltLibraries, version: str) -> bytes:
+    build = built.build
+    names = sorted(path.name for path in (built.folder / "lib").iterdir())
+    facts = {
+        "format": BUILD_FORMAT,
+        "llama_cpp_python": version,
+        "triple": build.triple,
+        "glibc": zig.GLIBC if build.toolchain == "zig" else None,
+        "cpu": build.cpu,
+        "layout": build.layout,
+        "variants": [match[1] for name in names if (match := re.fullmatch(r"libggml-cpu-(.+)\.(?:so|dylib)", name))],
+        "compiler": built.compiler,
+        "flags": list(built.flags),
+        "boards": sorted(board.name for board in boards() if _serves(build, board)),
+    }
+    return (json.dumps(facts, indent=1) + "\n").encode()
+
+
+def _serves(build: Build, board: Board) -> bool:
+    """Whether this build is what `board` gets: by default, or with --single."""
+    if board.toolchain != build.toolchain or board.toolchain == "native":
+        return False
+    return build in (plan_build(board, single=False), plan_build(board, single=True))
+
+
+def _source_file(path: Path) -> bytes:
+    if not path.is_file():
+        raise BuildError(f"the sources lack {path.name}", "choose another --llama-cpp-python version")
+    return path.read_bytes()
+
+
+def _metadata(sources: Path, version: str) -> bytes:
+    """The archive's own metadata under our local version."""
+    text = _source_file(sources / "PKG-INFO").decode()
+    if email.parser.HeaderParser().parsestr(text, headersonly=True)["Version"] != version.partition("+")[0]:
+        raise BuildError("the sources' PKG-INFO names another version", "delete them from the cache and try again")
+    return re.sub(r"(?m)^Version: .*$", f"Version: {version}", text, count=1).encode()
+
+
+def _record(files: dict[str, bytes], name: str) -> bytes:
+    lines = []
+    for path, content in sorted(files.items()):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(content)}\n")
+    return ("".join(lines) + f"{name},,\n").encode()
+
+
+def _write_zip(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            # The package first and the metadata last, as the format's specification recommends.
+            for name in sorted(files, key=lambda name: (".dist-info/" in name, name)):
+                entry = zipfile.ZipInfo(name, _TIME)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = (0o100755 if name.endswith((".so", ".dylib")) else 0o100644) << 16
+                archive.writestr(entry, files[name])
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""From boards to wheels: one build for all the boards that can share it, packed and proven."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyedge_targets.boards import Board
+from tinyedge_targets.build import Build, Progress, build_libraries, plan_build
+from tinyedge_targets.cache import cache_folder
+from tinyedge_targets.pack import pack
+from tinyedge_targets.sdist import fetch_sdist, installed_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltWheel:
+    """A wheel and the boards it was asked for. `seconds` is the time to compile, 0 when the cache had the libraries."""
+
+    path: Path
+    boards: tuple[Board, ...]
+    title: str
+    version: str
+    compiler: str
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """The wheel's size in bytes."""
+        return self.path.stat().st_size
+
+
+def group_boards(wanted: Sequence[Board], *, single: bool) -> dict[Build, tuple[Board, ...]]:
+    """The builds that `wanted` needs, each once, with the boards it is for."""
+    groups: dict[Build, tuple[Board, ...]] = {}
+    for board in wanted:
+        build = plan_build(board, single=single)
+        groups[build] = (*groups.get(build, ()), board)
+    return groups
+
+
+def make_wheels(
+    wanted: Sequence[Board], folder: Path, *, single: bool, version: str | None, progress: Progress
+) -> tuple[BuiltWheel, ...]:
+    """The wheels for `wanted` in `folder`. `version` None means the installed llama-cpp-python's, or the newest.
+
+    Raises BuildError, BoardError and DiskSpaceError; a wheel that is there already under the same name is replaced.
+    """
+    groups = group_boards(wanted, single=single)
+    progress("fetch", 0, 0)
+    sdist = fetch_sdist(version or installed_version(), cache_folder("logs") / "download.log")
+    made = []
+    for build, boards in groups.items():
+        built = build_libraries(build, sdist, progress=progress)
+        progress("pack", 0, 0)
+        made.append(
+            BuiltWheel(
+                path=pack(built, sdist.version, folder),
+                boards=boards,
+                title=build.title,
+                version=sdist.version,
+                compiler=built.compiler,
+                seconds=built.seconds,
+            )
+        )
+    return tuple(made)
