@@ -22,6 +22,8 @@ ALLOWED = {
     "tinyedge_targets": {"tinyedge_targets", "tinyedge.errors"},
     "tinyedge_bench": {"tinyedge_bench", "tinyedge", "tinyedge_quantize"},
 }
+# The program that tries a wheel, in a process of its own on the board's side of the emulator: nothing else imports it.
+TRIAL = SOURCES["tinyedge_targets"] / "trial.py"
 NATIVE_ONLY = ("llama_cpp", "ctypes")
 
 
@@ -48,6 +50,8 @@ def test_imports_point_downward(package: str, path: Path) -> None:
     folder = SOURCES[package]
     inside_cli = package == "tinyedge" and (path.is_relative_to(folder / "cli") or path.name == "__main__.py")
     allowed = ALLOWED["tinyedge.cli" if inside_cli else package]
+    if path == TRIAL:
+        allowed = allowed | {"tinyedge", "tinyedge_quantize"}
     ours = {name for name in _imports(path) if name.split(".")[0] in SOURCES}
     assert not {name for name in ours if not _under(name, allowed)}
     if package == "tinyedge" and not inside_cli:
