@@ -13,6 +13,7 @@
 #   TINYEDGE_LLAMA_INDEX=URL        take a prebuilt one from this package index
 #   TINYEDGE_CMAKE_ARGS="..."       add to llama.cpp's build, e.g. -DGGML_CUDA=on
 #   TINYEDGE_TORCH=VERSION          (test) also install torch and transformers and compare with them
+#   TINYEDGE_EMULATION=1            (test) also build the boards' wheels and run them under qemu, many minutes the first time
 set -eu
 start=$PWD
 cd "$(dirname "$0")"
@@ -147,7 +148,7 @@ demo)
     say "try your own: .venv/bin/tinyedge quantize CHECKPOINT, then .venv/bin/tinyedge run MODEL.gguf -p TEXT"
     ;;
 test)
-    install "[test]"
+    install "[test,targets]"
     if [ -n "${TINYEDGE_TORCH:-}" ]; then
         .venv/bin/pip install --quiet "torch==$TINYEDGE_TORCH"
         .venv/bin/pip install --quiet --editable ".[reference]"

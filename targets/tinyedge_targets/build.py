@@ -49,6 +49,20 @@ _LAYOUT_OPTIONS = {
 # On x86 ggml adds -mavx and the like by itself unless told not to; zig's -mcpu says it all.
 _X86_OPTIONS = tuple(f"-DGGML_{name}=OFF" for name in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C", "AVX512"))
 
+# Included by CMake at its project() command: a library finds the others in its own folder and nowhere else. llama-cpp-python's
+# own setting covers but a few of the libraries, none of the CPU variants.
+_RPATH_HOOK = """function(tinyedge_set_rpath)
+    set(origin "$<IF:$<PLATFORM_ID:Darwin>,@loader_path,$ORIGIN>")
+    foreach(target IN ITEMS llama ggml ggml-base LISTS GGML_AVAILABLE_BACKENDS)
+        if(TARGET ${target})
+            set_target_properties(${target} PROPERTIES
+                BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${origin}" INSTALL_RPATH_USE_LINK_PATH OFF)
+        endif()
+    endforeach()
+endfunction()
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL tinyedge_set_rpath)
+"""
+
 _TARGETS = ("llama", "ggml")
 PACKED_SOURCES = ("llama_cpp", "PKG-INFO", "LICENSE.md", "vendor/llama.cpp/LICENSE")  # kept beside the libraries
 _FREE_BYTES = 1 << 30  # a universal build takes 0.6 GB: sources, objects and zig's own libraries
@@ -126,7 +140,7 @@ def build_libraries(build: Build, sdist: Sdist, *, progress: Progress) -> BuiltL
     """
     recipe = _Recipe.of(build)
     arguments = _arguments(recipe, Path("sources"), Path("work"))
-    inputs = [sdist.sha256, recipe.compiler, recipe.processor, *recipe.scripts.values(), *arguments]
+    inputs = [sdist.sha256, recipe.compiler, recipe.processor, *recipe.scripts.values(), *arguments, _RPATH_HOOK]
     key = content_key({"inputs": inputs, "targets": _TARGETS, "kept": PACKED_SOURCES})
     folder = cache_folder("builds")
     begun = time.monotonic()
@@ -230,8 +244,7 @@ def _compile(recipe: _Recipe, sdist: Sdist, folder: Path, log: Path, progress: P
     run = Runner(log, recipe.environment | {"ZIG_LOCAL_CACHE_DIR": str(work / "zig")})
     progress("configure", 0, 0)
     tree = str(work / "build")
-    if recipe.scripts:
-        _write_scripts(recipe.scripts, work / "scripts")
+    _write_scripts(recipe.scripts | {"rpath.cmake": _RPATH_HOOK}, work / "scripts")
     places = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", "-S", str(sources), "-B", tree]
     run([_tool("cmake"), *places, *_arguments(recipe, sources, work)])
     run(
@@ -265,6 +278,7 @@ def _arguments(recipe: _Recipe, sources: Path, work: Path) -> list[str]:
     arguments = [
         *recipe.options,
         f"-DSKBUILD_PLATLIB_DIR={work / 'unused'}",
+        f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={work / 'scripts' / 'rpath.cmake'}",
         f"-DCMAKE_C_FLAGS={' '.join([*recipe.flags, *flags])}",
         f"-DCMAKE_CXX_FLAGS={' '.join(flags)}",
     ]

@@ -29,16 +29,20 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 _LOADER = """
 
 # Added by `tinyedge wheel`: the CPU code is in modules, one for each kind of processor; the best for this one is loaded here.
-import ctypes
+def _load_cpu_variant() -> None:
+    _lib.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if _lib.ggml_backend_reg_count() == 0:
+        silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+        _lib.ggml_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        _lib.ggml_log_set.restype = None
+        _lib.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+        _lib.ggml_backend_load_all_from_path.restype = None
+        _lib.ggml_log_set(ctypes.cast(silent, ctypes.c_void_p), None)
+        _lib.ggml_backend_load_all_from_path(os.fsencode(_base_path))
+        _lib.ggml_log_set(None, None)
 
-libggml.ggml_backend_reg_count.restype = ctypes.c_size_t
-if libggml.ggml_backend_reg_count() == 0:
-    _silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
-    libggml.ggml_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    libggml.ggml_log_set(ctypes.cast(_silent, ctypes.c_void_p), None)
-    libggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
-    libggml.ggml_backend_load_all_from_path(os.fsencode(libggml_base_path))
-    libggml.ggml_log_set(None, None)
+
+_load_cpu_variant()
 """
 
 
@@ -91,13 +95,13 @@ def _python_files(sources: Path, *, variants: bool) -> dict[str, bytes]:
             f"the sources in {sources} hold no Python package llama_cpp", "choose another --llama-cpp-python version"
         )
     if variants:
-        loader = files.get("llama_cpp/_ggml.py", b"")
-        if b"libggml = " not in loader or b"libggml_base_path" not in loader:
+        bindings = files.get("llama_cpp/llama_cpp.py", b"")
+        if b"\n_lib = " not in bindings or b"\n_base_path = " not in bindings:
             raise BuildError(
-                "this version of llama-cpp-python loads ggml in a way that is not known here",
+                "this version of llama-cpp-python loads its library in a way that is not known here",
                 "choose another --llama-cpp-python version, or --single",
             )
-        files["llama_cpp/_ggml.py"] = loader + _LOADER.encode()
+        files["llama_cpp/llama_cpp.py"] = bindings + _LOADER.encode()
     return files
 
 

@@ -20,12 +20,12 @@ ARMV7 = Build(triple="arm-linux-gnueabihf", toolchain="zig", layout="single", cp
 CUDA = Build(triple="x86_64-linux-gnu", toolchain="native", layout="single", cpu="native", options=("-DGGML_CUDA=ON",))
 
 
-def built(folder: Path, build: Build = UNIVERSAL, loader: str = "libggml_base_path = 1\nlibggml = 2\n") -> BuiltLibraries:
+def built(folder: Path, build: Build = UNIVERSAL, bindings: str = "import os\n_base_path = 1\n_lib = 2\n") -> BuiltLibraries:
     """A cache entry with small files in the places of the real ones."""
     package = folder / "sources/llama_cpp"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "1.2"\n')
-    (package / "_ggml.py").write_text(loader)
+    (package / "llama_cpp.py").write_text(bindings)
     (folder / "sources/PKG-INFO").write_text("Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 1.2\n\nVersion: a text\n")
     (folder / "sources/LICENSE.md").write_text("MIT")
     (folder / "sources/vendor/llama.cpp").mkdir(parents=True)
@@ -87,19 +87,19 @@ def test_pip_installs_it(tmp_path: Path) -> None:
         check=True,
     )
     assert (target / "llama_cpp/lib/libllama.so").read_bytes() == b"libllama.so"
-    assert "ggml_backend_load_all_from_path" in (target / "llama_cpp/_ggml.py").read_text()
+    assert "ggml_backend_load_all_from_path" in (target / "llama_cpp/llama_cpp.py").read_text()
     metadata = (target / "llama_cpp_python-1.2+tinyedge.dist-info/METADATA").read_text()
     assert metadata == "Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 1.2+tinyedge\n\nVersion: a text\n"
 
 
 def test_only_variants_need_loading(tmp_path: Path) -> None:
     with zipfile.ZipFile(pack(built(tmp_path / "built", SINGLE), "1.2", tmp_path)) as wheel:
-        assert "ggml_backend_load" not in wheel.read("llama_cpp/_ggml.py").decode()
+        assert "ggml_backend_load" not in wheel.read("llama_cpp/llama_cpp.py").decode()
 
 
-def test_a_loader_of_another_shape_is_an_error(tmp_path: Path) -> None:
+def test_bindings_of_another_shape_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="--single"):
-        pack(built(tmp_path / "built", loader="something = 1\n"), "1.2", tmp_path / "out")
+        pack(built(tmp_path / "built", bindings="something = 1\n"), "1.2", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tinyedge.cli import bench, demo, inspect, output, quantize, run, signals
+from tinyedge.cli import bench, boards, demo, devices, inspect, output, quantize, run, signals, wheel
 from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import OutputError, TinyEdgeError
 
@@ -47,6 +47,9 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
+app.command("devices")(devices.devices)
+app.command("boards")(boards.boards)
+app.add_typer(wheel.app, name="wheel")
 
 
 def _print_version(wanted: bool) -> None:
