@@ -5,25 +5,18 @@ Each library is there once, the tag says what the libraries need, and `llama_cpp
 
 from __future__ import annotations
 
-import base64
 import email.parser
-import hashlib
 import json
 import re
 import sysconfig
-import zipfile
 from pathlib import Path
 
 from tinyedge.errors import BuildError
 from tinyedge_targets import zig
 from tinyedge_targets.boards import Board, boards
 from tinyedge_targets.build import Build, BuiltLibraries, plan_build
-
-BUILD_FORMAT = 1
-BUILD_FILE = "llama_cpp/tinyedge_build.json"
-
-# The oldest time a zip file can hold: a wheel's content must not depend on when it was made.
-_TIME = (1980, 1, 1, 0, 0, 0)
+from tinyedge_targets.wheel_file import BUILD_FILE, BUILD_FORMAT
+from tinyedge_targets.wheel_writing import write_wheel
 
 # What a plain `import llama_cpp` lacks when the CPU code is in modules: without this, the first model finds no backend.
 _LOADER = """
@@ -62,10 +55,8 @@ def pack(built: BuiltLibraries, version: str, folder: Path) -> Path:
     files[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: tinyedge\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
     files[f"{info}/licenses/LICENSE.md"] = _source_file(sources / "LICENSE.md")
     files[f"{info}/licenses/LICENSE-llama.cpp"] = _source_file(sources / "vendor/llama.cpp/LICENSE")
-    files[f"{info}/RECORD"] = _record(files, f"{info}/RECORD")
-    path = folder / f"llama_cpp_python-{local}-{tag}.whl"
-    _write_zip(path, files)
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_wheel(folder / f"llama_cpp_python-{local}-{tag}.whl", info, files)
 
 
 def _label(build: Build) -> str:
@@ -142,27 +133,3 @@ def _metadata(sources: Path, version: str) -> bytes:
     if email.parser.HeaderParser().parsestr(text, headersonly=True)["Version"] != version.partition("+")[0]:
         raise BuildError("the sources' PKG-INFO names another version", "delete them from the cache and try again")
     return re.sub(r"(?m)^Version: .*$", f"Version: {version}", text, count=1).encode()
-
-
-def _record(files: dict[str, bytes], name: str) -> bytes:
-    lines = []
-    for path, content in sorted(files.items()):
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(content)}\n")
-    return ("".join(lines) + f"{name},,\n").encode()
-
-
-def _write_zip(path: Path, files: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            # The package first and the metadata last, as the format's specification recommends.
-            for name in sorted(files, key=lambda name: (".dist-info/" in name, name)):
-                entry = zipfile.ZipInfo(name, _TIME)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = (0o100755 if name.endswith((".so", ".dylib")) else 0o100644) << 16
-                archive.writestr(entry, files[name])
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

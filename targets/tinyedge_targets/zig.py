@@ -94,7 +94,8 @@ def find_zig() -> Zig:
 def missing(what: str) -> BuildError:
     """The error that names what is not installed and the extra that installs it."""
     return BuildError(
-        f"{what} is not installed", "install the extra: pip install 'tinyedge-llm[targets]', in a clone pip install -e '.[targets]'"
+        f"{what} is not installed",
+        "install the extra: pip install 'tinyedge-llm[targets]', in a clone pip install -e '.[targets]'",
     )
 
 

@@ -1,4 +1,4 @@
-"""The wheels that the emulated tests prove: built by the real command's own code, kept in the real cache, each once a session."""
+"""The wheels that the emulated tests prove: built by the command's own code, kept in the real cache, each once a session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _build(names: str, folder: Path, *, single: bool = False) -> BuiltWheel:
-    (made,) = make_wheels(find_boards(names), folder, single=single, version=None, progress=lambda stage, done, total: None)
+    (made,) = make_wheels(find_boards(names), folder, single=single, version=None, progress=lambda *_: None)
     return made
 
 

@@ -68,7 +68,7 @@ def test_the_log_is_kept_and_named_when_a_step_fails(tmp_path: Path) -> None:
 def test_an_interrupt_stops_the_children(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

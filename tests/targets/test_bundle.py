@@ -22,7 +22,7 @@ from tinyedge.errors import BoardError, BuildError, DiskSpaceError, GGUFError, M
 from tinyedge_targets.board_python import board_python
 from tinyedge_targets.boards import find_board
 from tinyedge_targets.bundle import Bundle, install_script, make_bundle
-from tinyedge_targets.own_wheel import write_wheel
+from tinyedge_targets.wheel_writing import write_wheel
 
 NATIVE = find_board("native")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -174,7 +174,7 @@ def test_a_version_that_does_not_start_leaves_the_old_one(board: Board, main: st
 
 
 @installs
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_installation_leaves_the_old_one(board: Board, number: signal.Signals) -> None:
     board.install(board.unpack("1.0", WORKS))
     folder = board.unpack("2.0", SLOW)

@@ -62,9 +62,7 @@ def on_board(root: Root, cpu: str, bundle: Bundle, folder: Path, **more: str) ->
     assert done.returncode == 0, done.stderr
     assert f"Linux {emulation.MACHINES[root.triple].uname}" in done.stdout
     run = [home / ".local/bin/tinyedge", "run", unpacked / "demo.gguf", "-p", "Once", "-n", "4", "--threads", "1"]
-    # Not by its first line: the interpreter named there is a script here, and the kernel starts no script through a script.
-    run[0] = home / ".local/share/tinyedge/venv/bin/python"
-    told = subprocess.run([*offline, run[0], "-m", "tinyedge", *run[1:]], env=environment, capture_output=True, text=True)
+    told = subprocess.run([*offline, *run], env=environment, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     return told.stdout.strip()
 

@@ -14,7 +14,7 @@ from tinyedge_targets import debian_wheels
 from tinyedge_targets.board_python import BoardPython, board_python, manylinux_tags, needed_glibc
 from tinyedge_targets.boards import find_board
 from tinyedge_targets.dependencies import download_wheels, wheel_package
-from tinyedge_targets.own_wheel import write_wheel
+from tinyedge_targets.wheel_writing import write_wheel
 
 RPI4 = board_python(find_board("rpi4"), "3.11")
 OLD = board_python(find_board("aarch64"), "3.10")

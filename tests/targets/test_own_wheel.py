@@ -12,7 +12,8 @@ import pytest
 
 from tinyedge.errors import BuildError
 from tinyedge_targets import own_wheel
-from tinyedge_targets.own_wheel import build_from_sources, pack_installed, source_folder, write_wheel
+from tinyedge_targets.own_wheel import build_from_sources, pack_installed, source_folder
+from tinyedge_targets.wheel_writing import write_wheel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -12,7 +12,8 @@ import pytest
 
 from tinyedge.errors import BuildError
 from tinyedge_targets.build import Build, BuiltLibraries
-from tinyedge_targets.pack import BUILD_FILE, pack
+from tinyedge_targets.pack import pack
+from tinyedge_targets.wheel_file import BUILD_FILE
 
 UNIVERSAL = Build(triple="aarch64-linux-gnu", toolchain="zig", layout="variants", cpu="generic", options=())
 SINGLE = Build(triple="aarch64-linux-gnu", toolchain="zig", layout="single", cpu="cortex_a76-aes-sha2", options=())

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 NAME = "llama_cpp_python-1.2"
 INFO = f"{NAME}.dist-info"
@@ -56,24 +56,13 @@ def compiled(source: str, *flags: str, machine: str = "aarch64", cpu: str = "gen
     Raises AssertionError with the compiler's words when it refuses.
     """
     cpu = "x86_64" if (machine, cpu) == ("x86_64", "generic") else cpu  # zig's generic one has no SSE, which its ABI needs
-    folder = Path(mkdtemp(prefix="tinyedge-test-"))
-    (folder / f"x.{suffix}").write_text(source)
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        "-target",
-        GLIBC[machine],
-        f"-mcpu={cpu}",
-        "-O2",
-        "-g0",
-        f"x.{suffix}",
-        "-o",
-        "x.so",
-    ]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", GLIBC[machine], f"-mcpu={cpu}", "-O2", "-g0"]
     kind = [] if "-c" in flags else ["-shared", "-Wl,-z,noexecstack"]
-    done = subprocess.run([*command, *kind, *flags], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AssertionError(done.stderr[-2000:])
-    return (folder / "x.so").read_bytes()
+    with TemporaryDirectory(prefix="tinyedge-test-") as folder:
+        path = Path(folder) / f"x.{suffix}"
+        path.write_text(source)
+        line = [*command, path.name, "-o", "x.so", *kind, *flags]
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AssertionError(done.stderr[-2000:])
+        return path.with_name("x.so").read_bytes()

@@ -1,0 +1,1 @@
+"""Which processor extensions machine code needs, read off the code itself."""
