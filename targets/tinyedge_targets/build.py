@@ -6,6 +6,7 @@ libraries in the cache, named by a hash of everything that went in: sources, com
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -96,6 +97,14 @@ class BuiltLibraries:
     flags: tuple[str, ...]
     key: str
     seconds: float
+
+
+def require_tools() -> None:
+    """Raises BuildError with the command that installs them when a part of the extra [targets] is missing."""
+    for program in ("cmake", "ninja"):
+        _tool(program)
+    if importlib.util.find_spec("packaging") is None:
+        raise zig.missing("the Python package packaging")
 
 
 def plan_build(board: Board, *, single: bool) -> Build:

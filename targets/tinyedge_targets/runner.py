@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from tinyedge.errors import BuildError
 
@@ -47,8 +49,7 @@ class Runner:
                         progress(int(counts[1]), int(counts[2]))
                 code = process.wait()
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _stop(process)
                 raise
         if code:
             program = Path(command[0]).name
@@ -58,3 +59,14 @@ class Runner:
         lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         telling = [line for line in lines if re.search(r"\b(error|Error|No space left|FAILED)\b", line)]
         return " | ".join((telling or lines)[-_ERROR_LINES:])
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Ends a program and all that it started: ninja puts each compiler into a process group of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        parent.suspend()  # so that it starts no more of them
+        for each in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import stat
 import struct
@@ -173,12 +174,19 @@ def open_wheel(path: Path) -> Wheel:
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """The open zip; whatever is wrong with it, or with what is read from it inside the `with`, is a WheelError."""
     try:
-        archive = zipfile.ZipFile(path)
+        # Without O_NONBLOCK, opening a named pipe would wait for someone to write to it.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except FileNotFoundError:
         raise WheelError(f"no wheel at {path}") from None
-    except (OSError, *_UNREADABLE) as error:
-        raise WheelError(f"{path.name} is not a readable zip file: {error}") from error
-    with archive:
+    except OSError as error:
+        raise WheelError(f"{path.name} cannot be read ({error.strerror})") from error
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise WheelError(f"{path.name} is not a regular file")
+        try:
+            archive = zipfile.ZipFile(file)
+        except (OSError, *_UNREADABLE) as error:
+            raise WheelError(f"{path.name} is not a readable zip file: {error}") from error
         try:
             yield archive
         except KeyError as error:

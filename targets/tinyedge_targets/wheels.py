@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyedge.errors import OutputError
 from tinyedge_targets.boards import Board
 from tinyedge_targets.build import Build, Progress, build_libraries, plan_build
 from tinyedge_targets.cache import cache_folder
@@ -44,9 +46,12 @@ def make_wheels(
 ) -> tuple[BuiltWheel, ...]:
     """The wheels for `wanted` in `folder`. `version` None means the installed llama-cpp-python's, or the newest.
 
-    Raises BuildError, BoardError and DiskSpaceError; a wheel that is there already under the same name is replaced.
+    Raises BuildError, BoardError, OutputError and DiskSpaceError. A wheel that is there already under its name is replaced.
     """
     groups = group_boards(wanted, single=single)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be written")
     progress("fetch", 0, 0)
     sdist = fetch_sdist(version or installed_version(), cache_folder("logs") / "download.log")
     made = []

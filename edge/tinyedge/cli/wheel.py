@@ -97,9 +97,12 @@ def wheel(
     if board is None:
         raise typer.BadParameter("name one or several; `tinyedge boards` lists them", param_hint="--board")
     from tinyedge_targets.boards import find_boards
-    from tinyedge_targets.bundle import make_bundle
+    from tinyedge_targets.build import require_tools
     from tinyedge_targets.proof import prove
     from tinyedge_targets.wheels import make_wheels
+
+    require_tools()
+    from tinyedge_targets.bundle import make_bundle
 
     boards = find_boards(board)
     pythons = {each.name: each.python(python) for each in boards}
