@@ -14,12 +14,13 @@ SOURCES = {
     "tinyedge_targets": ROOT / "targets/tinyedge_targets",
     "tinyedge_bench": ROOT / "benchmarks/tinyedge_bench",
 }
-# tinyedge.ggml_types is a table of names and sizes that both sides of the file format read.
+# tinyedge.ggml_types is a table of names and sizes that both sides of the file format read, tinyedge.wheel_facts the format of
+# what a wheel says about itself, written here and read on the board.
 ALLOWED = {
     "tinyedge": {"tinyedge"},
     "tinyedge.cli": {"tinyedge", "tinyedge_quantize", "tinyedge_targets", "tinyedge_bench"},
     "tinyedge_quantize": {"tinyedge_quantize", "tinyedge.native", "tinyedge.errors", "tinyedge.ggml_types"},
-    "tinyedge_targets": {"tinyedge_targets", "tinyedge.errors"},
+    "tinyedge_targets": {"tinyedge_targets", "tinyedge.errors", "tinyedge.wheel_facts"},
     "tinyedge_bench": {"tinyedge_bench", "tinyedge", "tinyedge_quantize"},
 }
 # The program that tries a wheel, in a process of its own on the board's side of the emulator: nothing else imports it.

@@ -33,6 +33,8 @@ COMMANDS = {
     "inspect": "tinyedge inspect demo.gguf",
     "bench": "tinyedge bench demo.gguf -r 5",
     "version": "tinyedge --version",
+    "wheel": "tinyedge wheel --board rpi4,rpi5 -o wheels",
+    "devices": "tinyedge devices",
 }
 _BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
@@ -96,6 +98,28 @@ def _runtime() -> str:
     return "\n".join(rows) + f"\n\nMedians of {result['runs']} runs in turn. {_machine(result)}\n"
 
 
+def _wheels() -> str:
+    result = kept("board_wheels")
+    rows = [
+        "| wheel | size | build | proof | on each processor: CPU variant, worst mean KL divergence, time |",
+        "|---|---|---|---|---|",
+    ]
+    for title, row in result["wheels"].items():
+        trials = "; ".join(
+            f"{trial['cpu']}: {trial['variant'] + ', ' if trial['variant'] else ''}"
+            f"{trial['worst_mean_kl']:.1e}, {trial['seconds']:.0f} s"
+            for trial in row["trials"]
+        )
+        figures = f"{row['bytes'] / 1e6:.1f} MB | {row['build_seconds'] / 60:.1f} min | {row['proof_seconds']:.0f} s"
+        rows.append(f"| {title} | {figures} | {trials} |")
+    again = [row["again_seconds"] for row in result["wheels"].values()]
+    notes = (
+        "One run each; the build with an empty cache, the proof with the emulator's Debian in place. "
+        f"Asked for again, each took {min(again):.0f} to {max(again):.0f} s, the proof included."
+    )
+    return "\n".join(rows) + f"\n\n{notes} {next(iter(result['wheels'].values()))['compiler']}, {_machine(result)}\n"
+
+
 def _machine(result: dict[str, Any]) -> str:
     facts = result["machine"]
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, {facts['versions'][1]}, {facts['date']}."
@@ -104,6 +128,7 @@ def _machine(result: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "one-pass": _one_pass,
     "runtime": _runtime,
+    "wheels": _wheels,
     **{f"output-{name}": partial(_output, name) for name in COMMANDS},
 }
 

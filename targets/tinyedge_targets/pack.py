@@ -6,16 +6,16 @@ Each library is there once, the tag says what the libraries need, and `llama_cpp
 from __future__ import annotations
 
 import email.parser
-import json
 import re
 import sysconfig
 from pathlib import Path
 
 from tinyedge.errors import BuildError
+from tinyedge.wheel_facts import WheelFacts
 from tinyedge_targets import zig
 from tinyedge_targets.boards import Board, boards
 from tinyedge_targets.build import Build, BuiltLibraries, plan_build
-from tinyedge_targets.wheel_file import BUILD_FILE, BUILD_FORMAT
+from tinyedge_targets.wheel_file import BUILD_FILE
 from tinyedge_targets.wheel_writing import write_wheel
 
 # What a plain `import llama_cpp` lacks when the CPU code is in modules: without this, the first model finds no backend.
@@ -99,19 +99,18 @@ def _python_files(sources: Path, *, variants: bool) -> dict[str, bytes]:
 def _build_facts(built: BuiltLibraries, version: str) -> bytes:
     build = built.build
     names = sorted(path.name for path in (built.folder / "lib").iterdir())
-    facts = {
-        "format": BUILD_FORMAT,
-        "llama_cpp_python": version,
-        "triple": build.triple,
-        "glibc": zig.GLIBC if build.toolchain == "zig" else None,
-        "cpu": build.cpu,
-        "layout": build.layout,
-        "variants": [match[1] for name in names if (match := re.fullmatch(r"libggml-cpu-(.+)\.(?:so|dylib)", name))],
-        "compiler": built.compiler,
-        "flags": list(built.flags),
-        "boards": sorted(board.name for board in boards() if _serves(build, board)),
-    }
-    return (json.dumps(facts, indent=1) + "\n").encode()
+    facts = WheelFacts(
+        llama_cpp_python=version,
+        triple=build.triple,
+        glibc=zig.GLIBC if build.toolchain == "zig" else "",
+        cpu=build.cpu,
+        layout=build.layout,
+        variants=tuple(match[1] for name in names if (match := re.fullmatch(r"libggml-cpu-(.+)\.(?:so|dylib)", name))),
+        compiler=built.compiler,
+        flags=built.flags,
+        boards=tuple(sorted(board.name for board in boards() if _serves(build, board))),
+    )
+    return facts.to_json()
 
 
 def _serves(build: Build, board: Board) -> bool:

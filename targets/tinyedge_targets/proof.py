@@ -118,7 +118,7 @@ def cpus_of(triple: str, wanted: Sequence[Board]) -> tuple[str, ...]:
 
 
 def _built_for(wheel: Wheel) -> tuple[Board, ...]:
-    names = wheel.build["boards"] if wheel.build else []
+    names = wheel.build.boards if wheel.build else ()
     known = {board.name for board in boards()}
     return tuple(find_board(name) for name in names if name in known)
 

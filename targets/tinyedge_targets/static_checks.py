@@ -122,7 +122,7 @@ def contents(case: Case) -> Check:
         problems.append("libllama.so is missing")
     variants = {match.group(1) for name in case.libraries if (match := _VARIANT.fullmatch(_base(name)))}
     if (build := case.wheel.build) is not None:
-        expected = set(build["variants"]) if build["layout"] == "variants" else set()
+        expected = set(build.variants) if build.layout == "variants" else set()
         problems += [
             f"libggml-cpu-{each}.so is {'missing' if each in expected else 'not one of its variants'}"
             for each in sorted(variants ^ expected)
@@ -286,7 +286,7 @@ def _baseline(case: Case) -> tuple[str, frozenset[str] | None]:
     if board is not None:
         features = features_of(machine, board.cpu)
         return board.name, None if features is None else features | frozenset(board.features)
-    cpu = build["cpu"] if build is not None else "generic"
+    cpu = build.cpu if build is not None else "generic"
     return cpu, features_of(machine, cpu)
 
 
@@ -294,7 +294,7 @@ def _is_native(case: Case) -> bool:
     """Whether the wheel is for the very machine it is made on: its board says so, or else the build does."""
     if case.board is not None:
         return case.board.cpu == _NATIVE
-    return case.wheel.build is not None and case.wheel.build["cpu"] == _NATIVE
+    return case.wheel.build is not None and case.wheel.build.cpu == _NATIVE
 
 
 def _beyond(library: Elf, target: _Machine, allowed: frozenset[str]) -> list[str]:

@@ -13,7 +13,6 @@ import email.parser
 import errno
 import hashlib
 import itertools
-import json
 import os
 import re
 import stat
@@ -23,19 +22,17 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
 
 from tinyedge.errors import DiskSpaceError, OutputError, WheelError
+from tinyedge.wheel_facts import FILE_NAME, MOST_BYTES, WheelFacts, parse_wheel_facts
 
-BUILD_FILE = "llama_cpp/tinyedge_build.json"
-BUILD_FORMAT = 1
+BUILD_FILE = f"llama_cpp/{FILE_NAME}"
 
 _PROJECT = "llama-cpp-python"
 _MEMBERS_MAX = 20_000
 _TOTAL_MAX = 4 << 30  # CUDA wheels of llama-cpp-python unpack to more than 1 GiB
 _LIBRARY_MAX = 1 << 30
 _TEXT_MAX = 8 << 20
-_BUILD_MAX = 64 << 10
 _WHEEL_RATIO = 200  # libraries with debug information reach 10
 _DEFLATE_RATIO = 1032  # zlib's technical notes, "Maximum Compression Factor"
 _CHUNK = 1 << 20
@@ -57,34 +54,6 @@ _UNREADABLE = (
 )
 
 
-class BuildFacts(TypedDict):
-    """What `tinyedge wheel` wrote about a build into the wheel (tinyedge_build.json); `glibc` is "" for a native build."""
-
-    format: int
-    llama_cpp_python: str
-    triple: str
-    glibc: str
-    cpu: str
-    layout: str
-    variants: list[str]
-    compiler: str
-    flags: list[str]
-    boards: list[str]
-
-
-_WORD = re.compile(r"[\w.+-]{0,64}", re.ASCII)
-_LINE = re.compile(r"[ -~]{0,500}")
-_BUILD_TEXTS = {
-    "llama_cpp_python": _WORD,
-    "triple": _WORD,
-    "glibc": re.compile(r"(?:\d{1,3}\.\d{1,3})?", re.ASCII),
-    "cpu": _WORD,
-    "layout": re.compile("variants|single"),
-    "compiler": _LINE,
-}
-_BUILD_LISTS = {"variants": _WORD, "flags": _LINE, "boards": _WORD}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
     """A wheel whose zip, records and tags were found in order by `open_wheel`.
@@ -101,7 +70,7 @@ class Wheel:
     platform_machine: str
     sizes: Mapping[str, int]
     libraries: tuple[str, ...]
-    build: BuildFacts | None
+    build: WheelFacts | None
 
     def read(self, member: str) -> bytes:
         """The bytes of a member.
@@ -156,7 +125,9 @@ def open_wheel(path: Path) -> Wheel:
         _check_metadata(path, _text(archive, members, f"{folder}/METADATA"), version)
         _check_tags(path, _text(archive, members, f"{folder}/WHEEL"), tags)
         _check_record(path, archive, members, folder)
-        build = _build_facts(path, _read(archive, members[BUILD_FILE], _BUILD_MAX)) if BUILD_FILE in members else None
+        build = None
+        if BUILD_FILE in members:
+            build = parse_wheel_facts(_read(archive, members[BUILD_FILE], MOST_BYTES), f"{path.name}: {BUILD_FILE}")
     return Wheel(
         path=path,
         name=_PROJECT,
@@ -333,29 +304,6 @@ def _machine(path: Path, platforms: tuple[str, ...]) -> str:
     if len(found) != 1:
         raise WheelError(f"{path.name} is tagged for several machines: {sorted(found)}")
     return found.pop()
-
-
-def _build_facts(path: Path, data: bytes) -> BuildFacts:
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WheelError(f"{path.name}: {BUILD_FILE} is not JSON") from error
-    if not isinstance(value, dict) or value.get("format") != BUILD_FORMAT or isinstance(value.get("format"), bool):
-        raise WheelError(f"{path.name}: {BUILD_FILE} is not of format {BUILD_FORMAT}", "verify it with a newer tinyedge")
-    facts: dict[str, object] = {"format": BUILD_FORMAT}
-    for key, pattern in _BUILD_TEXTS.items():
-        facts[key] = "" if key == "glibc" and value.get(key) is None else value.get(key)
-        if not _matches(facts[key], pattern):
-            raise WheelError(f"{path.name}: {BUILD_FILE} has no usable {key!r}")
-    for key, pattern in _BUILD_LISTS.items():
-        facts[key] = entries = value.get(key)
-        if not isinstance(entries, list) or len(entries) > 200 or not all(_matches(entry, pattern) for entry in entries):
-            raise WheelError(f"{path.name}: {BUILD_FILE} has no usable {key!r}")
-    return cast(BuildFacts, facts)
-
-
-def _matches(value: object, pattern: re.Pattern[str]) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _normal(name: str) -> str:

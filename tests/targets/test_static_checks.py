@@ -244,7 +244,7 @@ def test_a_build_for_its_own_machine_may_need_that_machine(tmp_path: Path) -> No
     machine, body = platform.machine(), "extern double libgomp_so_1(double); x = libgomp_so_1(x);"
     (tmp_path / "libgomp.so.1").write_bytes(library("libgomp.so.1", machine=machine))
     needing = library("libllama.so", body, str(tmp_path / "libgomp.so.1"), machine=machine)
-    files = {"llama_cpp/lib/libllama.so": needing, BUILD_FILE: build_facts(**SINGLE, cpu="native", glibc=None)}
+    files = {"llama_cpp/lib/libllama.so": needing, BUILD_FILE: build_facts(**SINGLE, cpu="native", glibc="")}
     tag = f"py3-none-linux_{machine}"
     found = checked(tmp_path, files, "native", tag)
     assert all(check.passed for check in found.values())
