@@ -83,11 +83,7 @@ def parse_wheel_facts(data: bytes, name: str) -> WheelFacts:
             raise WheelError(f"{name} has no usable {key!r}")
     for key, pattern in _LISTS.items():
         entries = value.get(key)
-        if (
-            not isinstance(entries, list)
-            or len(entries) > _MOST_ENTRIES
-            or not all(_matches(each, pattern) for each in entries)
-        ):
+        if not isinstance(entries, list) or len(entries) > _MOST or not all(_matches(each, pattern) for each in entries):
             raise WheelError(f"{name} has no usable {key!r}")
         facts[key] = tuple(entries)
     return WheelFacts(**facts)
