@@ -23,4 +23,4 @@ def test_the_commands_shown_are_commands_there_are() -> None:
     shown = set(re.findall(r"(?:^|\$ |/)tinyedge ([a-z]\w*)", text, re.MULTILINE))
     from tinyedge.cli.app import app
 
-    assert shown <= {command.name for command in app.registered_commands}
+    assert shown <= {command.name for command in (*app.registered_commands, *app.registered_groups)}

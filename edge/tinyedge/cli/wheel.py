@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from tinyedge.cli.output import (
+    flush,
     format_bytes,
     format_seconds,
     on_terminal,
@@ -119,7 +120,7 @@ def wheel(
     proofs = []
     for each in made:
         with _stages(quiet=json) as progress:
-            proofs.append(prove(each.path, each.boards, progress=progress))
+            proofs.append(prove(each.path, each.boards, python=pythons[each.boards[0].name], progress=progress))
         if not json:
             _print_proof(proofs[-1])
     failed = [error for proof in proofs if (error := _shortfall(proof)) is not None]
@@ -217,6 +218,7 @@ def _print_wheel(made: BuiltWheel) -> None:
     built = f"built in {format_seconds(made.seconds)}" if made.seconds else "from the cache"
     names = ", ".join(board.name for board in made.boards)
     print_line(f"{made.path}: {format_bytes(made.size)}, {made.title}, {made.compiler}, {built}; for {names}")
+    flush()  # before the stages on stderr go on
 
 
 def _print_proof(proof: Proof) -> None:
@@ -225,6 +227,7 @@ def _print_proof(proof: Proof) -> None:
     for trial in proof.trials:
         print_line(f"  {'ok  ' if trial.passed else 'FAIL'} {trial.cpu}: {printable(trial.summary)}")
     print_line(f"{printable(proof.wheel.name)}: {printable(proof.verdict)}")
+    flush()
 
 
 def _print_bundle(made: Bundle) -> None:
