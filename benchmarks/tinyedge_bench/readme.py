@@ -57,7 +57,8 @@ def record() -> None:
                 check=True,
                 env=os.environ | {"PATH": path, "COLUMNS": "100"},
             )
-            outputs[name] = {"command": command, "output": re.sub(r"/tmp/[\w-]+/", "", done.stdout)}
+            shown = re.sub(r"/tmp/[\w-]+/", "", done.stdout).replace(sys.prefix, ".venv")
+            outputs[name] = {"command": command, "output": shown}
     keep("outputs", {"outputs": outputs})
 
 
