@@ -102,11 +102,12 @@ def wheel(
     from tinyedge_targets.proof import prove
     from tinyedge_targets.wheels import make_wheels
 
-    require_tools()
-    from tinyedge_targets.bundle import make_bundle
-
     boards = find_boards(board)
     pythons = {each.name: each.python(python) for each in boards}
+    require_tools()
+    from tinyedge_targets.bundle import make_bundle
+    from tinyedge_targets.own_wheel import build_own_wheel
+
     model = None
     if bundle is not None:
         from tinyedge.cli.models import resolve_model
@@ -114,9 +115,12 @@ def wheel(
         model = resolve_model(bundle, quiet=json)
     with _stages(quiet=json) as progress:
         made = make_wheels(boards, out, single=single, version=version, progress=progress)
+        progress("tinyedge's own wheel", 0, 0)
+        own = build_own_wheel(out)
     if not json:
         for each in made:
             _print_wheel(each)
+        print_line(f"{own}: {format_bytes(own.stat().st_size)}, tinyedge itself, for every board")
     proofs = []
     for each in made:
         with _stages(quiet=json) as progress:
@@ -134,7 +138,7 @@ def wheel(
                     _print_bundle(bundles[-1])
     if json:
         wheels = [_wheel_object(each, proof) for each, proof in zip(made, proofs, strict=True)]
-        print_json({"wheels": wheels, "bundles": [_bundle_object(each) for each in bundles]})
+        print_json({"wheels": wheels, "tinyedge": str(own), "bundles": [_bundle_object(each) for each in bundles]})
     if failed:
         raise failed[0]
 
