@@ -22,7 +22,7 @@ from pathlib import Path
 from tinyedge.errors import BoardError, BuildError, DiskSpaceError
 from tinyedge_targets import zig
 from tinyedge_targets.boards import Board
-from tinyedge_targets.cache import cache_folder, content_key, entry_in_progress
+from tinyedge_targets.cache import cache_folder, content_key, entry_in_progress, is_sealed, seal
 from tinyedge_targets.runner import Runner
 from tinyedge_targets.sdist import Sdist, unpack
 
@@ -40,6 +40,10 @@ _OPTIONS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_CURL=OFF",
+    # Else ggml holds a commit where git is installed and none where it is not.
+    "-DCMAKE_DISABLE_FIND_PACKAGE_Git=ON",
+    "-DGIT_EXE=OFF",
+    "-DGIT_EXECUTABLE=OFF",
     "-DGGML_RPC=ON",
 )
 _CROSS_OPTIONS = ("-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF")
@@ -66,6 +70,8 @@ cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL tinyedge_set_rpath)
 
 _TARGETS = ("llama", "ggml")
 PACKED_SOURCES = ("llama_cpp", "PKG-INFO", "LICENSE.md", "vendor/llama.cpp/LICENSE")  # kept beside the libraries
+# What CMake, ninja, the shell or -ffile-prefix-map take for something else than a part of a name.
+_UNUSABLE = re.compile(r"""[\x00-\x1f\x7f\ud800-\udfff"$`:;=\\]""")
 _FREE_BYTES = 1 << 30  # a universal build takes 0.6 GB: sources, objects and zig's own libraries
 Progress = Callable[[str, int, int], None]
 
@@ -153,7 +159,7 @@ def build_libraries(build: Build, sdist: Sdist, *, progress: Progress) -> BuiltL
     key = content_key({"inputs": inputs, "targets": _TARGETS, "kept": PACKED_SOURCES})
     folder = cache_folder("builds")
     begun = time.monotonic()
-    with entry_in_progress(folder, key) as new:
+    with entry_in_progress(folder, key, is_sealed, lambda: progress("wait for another tinyedge with the same", 0, 0)) as new:
         if new is not None:
             _compile(recipe, sdist, new, cache_folder("logs") / f"build-{key}.log", progress)
     return BuiltLibraries(
@@ -240,6 +246,11 @@ def _processor_facts() -> str:
 
 def _compile(recipe: _Recipe, sdist: Sdist, folder: Path, log: Path, progress: Progress) -> None:
     """Fills `folder` with `lib/*.so`; the log stays where it is."""
+    if _UNUSABLE.search(str(folder)):
+        raise BuildError(
+            f"the build tools cannot work in {folder}, whose name has unusual characters",
+            "set XDG_CACHE_HOME to a folder with a plain name",
+        )
     free = shutil.disk_usage(folder).free
     if free < _FREE_BYTES:
         raise DiskSpaceError(
@@ -275,6 +286,7 @@ def _compile(recipe: _Recipe, sdist: Sdist, folder: Path, log: Path, progress: P
             (sources / name).rename(target)
     shutil.copyfile(log, folder / "build.log")
     shutil.rmtree(work)
+    seal(folder)
 
 
 def _arguments(recipe: _Recipe, sources: Path, work: Path) -> list[str]:

@@ -63,23 +63,31 @@ class Bundle:
 
 
 def make_bundle(
-    board: Board, python: str, llama_wheel: Path, model: Path | None, folder: Path, *, progress: Progress
+    board: Board,
+    python: str,
+    llama_wheel: Path,
+    model: Path | None,
+    folder: Path,
+    *,
+    model_name: str = "",
+    progress: Progress,
 ) -> Bundle:
     """The archive `tinyedge-BOARD-pyVERSION.tar` in `folder`, whole or not at all.
 
-    `python` is the board's version ("3.11"), `model` a GGUF file. Raises BoardError when the wheel or the Python does not suit
-    the board, WheelError, BuildError when a package cannot be had, ModelNotFoundError, GGUFError, DiskSpaceError, OutputError.
+    `python` is the board's version ("3.11"), `model` a GGUF file, `model_name` what it is called there. Raises BoardError when
+    the wheel or the Python does not suit the board, WheelError, BuildError when a package cannot be had, ModelNotFoundError,
+    GGUFError, DiskSpaceError, OutputError.
     """
     target = board_python(board, python)
     if target.machine == debian_wheels.MACHINE:
         target = debian_wheels.on_debian(target)
     open_wheel(llama_wheel)
-    model_bytes = _model_bytes(model)
-    _check_folder(folder, _WHEELS_BYTES + model_bytes)
+    model_size = model_bytes(model)
+    _check_folder(folder, _WHEELS_BYTES + model_size)
     try:
         with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder) as temporary:
             wheels = _collect_wheels(target, llama_wheel, Path(temporary), progress)
-            return _write(board, target, wheels, model, folder, progress)
+            return _write(board, target, wheels, model, model_name, folder, progress)
     except OSError as error:
         raise _os_error(error, folder) from error
 
@@ -106,8 +114,8 @@ def _check_python(own: Path, target: BoardPython) -> None:
         )
 
 
-def _model_bytes(model: Path | None) -> int:
-    """The size of the model, 0 without one."""
+def model_bytes(model: Path | None) -> int:
+    """The size of the model, 0 without one. Raises ModelNotFoundError, GGUFError."""
     if model is None:
         return 0
     try:
@@ -141,10 +149,16 @@ class _Entry:
 
 
 def _write(
-    board: Board, target: BoardPython, wheels: Sequence[Path], model: Path | None, folder: Path, progress: Progress
+    board: Board,
+    target: BoardPython,
+    wheels: Sequence[Path],
+    model: Path | None,
+    model_name: str,
+    folder: Path,
+    progress: Progress,
 ) -> Bundle:
     name = f"tinyedge-{board.name}-py{target.python}"
-    model_name = _plain_name(model) if model else ""
+    model_name = _plain_name(model_name or model.name) if model else ""
     glibc = needed_glibc(wheels, target)
     installed = sum(map(unpacked_bytes, wheels)) + _VENV_BYTES
     facts = {
@@ -170,14 +184,14 @@ def _write(
     with _new_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
         done, sums = 0, []
         for entry in entries:
-            progress("bundle, MiB", done >> 20, total >> 20)
+            progress("bundle", done >> 20, total >> 20)
             sums.append(f"{_add(archive, name, entry)}  {entry.name}\n")
             files.append((entry.name, entry.size))
             done += entry.size
         last = _Entry("SHA256SUMS", "".join(sums).encode())
         _add(archive, name, last)
         files.append((last.name, last.size))
-    progress("bundle, MiB", total >> 20, total >> 20)
+    progress("bundle", total >> 20, total >> 20)
     return Bundle(
         path=path,
         board=board,
@@ -204,9 +218,9 @@ def unpacked_bytes(wheel: Path) -> int:
         return sum(-(-entry.file_size // 4096) * 4096 for entry in archive.infolist())
 
 
-def _plain_name(model: Path) -> str:
-    """The model's file name in letters that need no quoting in a shell or on another system."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name.removesuffix(".gguf")).strip("-.")
+def _plain_name(name: str) -> str:
+    """A model's file name in letters that need no quoting in a shell or on another system."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name.removesuffix(".gguf")).strip("-.")
     return f"{stem or 'model'}.gguf"
 
 

@@ -116,8 +116,10 @@ def fetch(packages: Sequence[str], release: Release, folder: Path) -> list[Path]
             "verify the wheel on Debian or Ubuntu, or in a container of one",
         )
     environment = os.environ | {"APT_CONFIG": str(_apt_configuration(release, folder)), "LC_ALL": "C.UTF-8"}
-    _apt(["update"], environment, needed=bool(release.suite))
-    _apt(["install", "--yes", "--download-only", "--no-install-recommends", *packages], environment, needed=True)
+    remedy = f"check the network, or name a Debian mirror with {MIRROR_VARIABLE}" if release.suite else "check the network"
+    # This machine's own lists need not all be had, as long as the package is: what was wrong with them is told if it is not.
+    told = _apt(["update"], environment, (), remedy if release.suite else None)
+    _apt(["install", "--yes", "--download-only", "--no-install-recommends", *packages], environment, told, remedy)
     return sorted((folder / "archives").glob("*.deb"))
 
 
@@ -274,11 +276,11 @@ def _apt_configuration(release: Release, folder: Path) -> Path:
     return path
 
 
-def _apt(arguments: list[str], environment: dict[str, str], *, needed: bool) -> None:
-    command = ["apt-get", "--quiet", *arguments]
+def _apt(arguments: Sequence[str], environment: dict[str, str], told: Sequence[str], remedy: str | None) -> tuple[str, ...]:
+    """What apt-get warned of. With a `remedy`, raises NotEmulatedError when it fails, in its words and those `told` before."""
     try:
         done = subprocess.run(
-            command,
+            ["apt-get", "--quiet", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -290,9 +292,8 @@ def _apt(arguments: list[str], environment: dict[str, str], *, needed: bool) -> 
         )
     except subprocess.TimeoutExpired as error:
         raise NotEmulatedError(f"apt-get {arguments[0]} did not end in {_APT_SECONDS} s", "check the network") from error
-    if done.returncode and needed:
-        said = [line.strip() for line in done.stdout.splitlines() if line.startswith(("E:", "W:", "Err:"))]
-        raise NotEmulatedError(
-            f"the packages for emulation could not be fetched: {' '.join(said[:4])[:400] or done.stdout.strip()[-400:]}",
-            f"check the network, or name a Debian mirror with {MIRROR_VARIABLE}",
-        )
+    said = [line.strip() for line in done.stdout.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+    if done.returncode and remedy is not None:
+        words = " ".join(dict.fromkeys([*told, *said])) or done.stdout.strip()[-400:]
+        raise NotEmulatedError(f"the packages for emulation could not be fetched: {words[:400]}", remedy)
+    return tuple(said)

@@ -30,6 +30,7 @@ _FILE_BLOCKS = 4 << 20  # of 512 bytes (POSIX ulimit -f): 2 GiB
 # Signing return addresses as the architecture says takes three quarters of the time of a Debian 13 program.
 _OPTIONS = {("aarch64-linux-gnu", "max"): "max,pauth-impdef=on"}
 
+_SHELL_CANNOT_START = 126
 _SHELL_SIGNAL_BASE = 128  # what a shell adds to the number of the signal that ended a program
 
 
@@ -176,20 +177,23 @@ def run(
 def run_here(arguments: Sequence[str], environment: Mapping[str, str], *, folder: Path, timeout: float = 300) -> Finished:
     """Runs any program with exactly these variables in `folder`, with bounds on what it prints, writes and takes of time.
 
-    When the time is up, or on Ctrl-C, it is ended with all its children.
+    When it ended, its time is up, or on Ctrl-C, all that is left of its session is ended; a child that left the session stays.
     """
     started = time.perf_counter()
     limited = ["/bin/sh", "-c", f'ulimit -c 0; ulimit -f {_FILE_BLOCKS}; exec "$@"', "sh", *arguments]
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            limited,
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                limited,
+                env=dict(environment),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:  # `folder` is a stranger's to remove
+            return Finished(code=_SHELL_CANNOT_START, stdout="", stderr=f"{folder}: {error.strerror}", seconds=0.0)
         code: int | None = None
         try:
             status = process.wait(timeout)

@@ -91,11 +91,12 @@ find_python() {
     [ -n "$seen" ] ||
         fail "Python $NEED_PYTHON is needed and $python does not start;" \
             "install it (apt install python3) or name one with PYTHON=FILE"
+    check_machine
     fail "Python $NEED_PYTHON is needed and $python is Python $seen; name another with PYTHON=FILE," \
         "or make a new bundle with: tinyedge wheel --board $BOARD --python $seen --bundle"
 }
 
-check_system() {
+check_machine() {
     # shellcheck disable=SC2086
     set -- $facts
     machine=$2
@@ -106,6 +107,9 @@ check_system() {
     [ "$machine" = "$NEED_MACHINE" ] ||
         fail "this bundle is for $NEED_MACHINE ($BOARD) and this system is $machine ($3-bit);" \
             "make another with: tinyedge wheel --board NAME --bundle"
+}
+
+check_glibc() {
     if [ -n "$NEED_GLIBC" ]; then
         [ "$libc" != none ] ||
             fail "this system has no glibc and the wheels need $NEED_GLIBC; use a system that has it, such as Debian"
@@ -199,7 +203,8 @@ for target, name in zip(sys.argv[1::2], sys.argv[2::2]):
 
 check_files
 find_python
-check_system
+check_machine
+check_glibc
 check_place
 remove_leftovers
 current=$share/$(readlink "$share/venv" 2>/dev/null) || current=

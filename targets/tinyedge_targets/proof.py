@@ -33,7 +33,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was looked at and what was tried. `emulated` is False when nothing could be run, `reason` then says why."""
+    """What was looked at and what was tried. `emulated` is False when nothing could be run; `reason` and `remedy` then say why
+    and what to do.
+    """
 
     wheel: Path
     boards: tuple[str, ...]
@@ -41,6 +43,7 @@ class Proof:
     trials: tuple[Trial, ...]
     emulated: bool
     reason: str
+    remedy: str
     seconds: float
 
     @property
@@ -89,7 +92,7 @@ def prove(wheel: Path, boards: Sequence[Board] = (), *, python: str | None = Non
     progress("check files", 0, 0)
     static = tuple(dict.fromkeys(check for board in wanted or (None,) for check in check_wheel(wheel, board)))
     trials: tuple[Trial, ...] = ()
-    reason = ""
+    reason = remedy = ""
     try:
         trials = _tried(opened, wanted, python, progress)
     except NotEmulatedError as error:
@@ -101,6 +104,7 @@ def prove(wheel: Path, boards: Sequence[Board] = (), *, python: str | None = Non
         trials=trials,
         emulated=bool(trials),
         reason=reason,
+        remedy=remedy,
         seconds=time.perf_counter() - started,
     )
 
@@ -136,7 +140,8 @@ def _tried(wheel: Wheel, wanted: Sequence[Board], python: str | None, progress: 
         progress("prepare emulation", 0, 0)
         chosen = python or next((version for board in wanted for version in board.pythons), emulation.DEFAULT_PYTHON)
         root = emulation.prepare(triple, chosen)
-    with tempfile.TemporaryDirectory(prefix="tinyedge-proof-") as temporary:
+    # What a wheel's code made of the folder must not hide what came of the trials.
+    with tempfile.TemporaryDirectory(prefix="tinyedge-proof-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         progress("run here", 0, 0)
         wheel.extract(folder / "wheel")

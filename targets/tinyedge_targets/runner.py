@@ -28,7 +28,7 @@ class Runner:
 
     def __call__(self, command: list[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Raises BuildError when the command fails; `progress` is told ninja's counts."""
-        with self._log.open("a", encoding="utf-8", buffering=1) as log:
+        with self._log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             process = subprocess.Popen(

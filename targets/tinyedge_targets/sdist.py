@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def unpack(sdist: Sdist, folder: Path) -> Path:
     try:
         with tarfile.open(sdist.path) as archive:
             members = archive.getmembers()
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):  # the checksum is at the end
+                pass
             if sum(member.size for member in members) > _MAX_UNPACKED_BYTES:
                 raise BuildError(f"{sdist.path} unpacks to more than {_MAX_UNPACKED_BYTES >> 30} GiB", _remedy(sdist))
             for member in members:
@@ -82,7 +85,7 @@ def unpack(sdist: Sdist, folder: Path) -> Path:
                 archive.extract(member, folder, set_attrs=False)
                 if member.mode & 0o100 and member.isfile():
                     (folder / member.name).chmod(0o755)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise BuildError(f"{sdist.path} is damaged ({error})", _remedy(sdist)) from error

@@ -66,6 +66,8 @@ _ORIGIN = re.compile(r"\$(?:ORIGIN|\{ORIGIN\})/?")
 _EABI5, _HARD_FLOAT = 0x05000000, 0x400  # e_flags, ELF for the Arm Architecture (IHI 0044)
 _VARIANT = re.compile(r"libggml-cpu-([\w.]+)\.so")
 _SCORE = "ggml_backend_score"
+# What Python finds in site-packages: modules, packages, and the .pth files that it runs at every start.
+_BESIDE = re.compile(r"(?:[^/]+\.data/(?:pure|plat)lib/)?(?!llama_cpp/)(?:[^/]+/__init__|[^/]+)\.(?:pyc?|pth|(?:[\w-]+\.)?so)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +116,13 @@ def _foreign(wheel: Wheel, board: Board | None) -> Check:
 
 
 def contents(case: Case) -> Check:
-    """llama_cpp with libllama, and of the CPU modules just those that the build names."""
+    """llama_cpp with libllama, no other package or start-up file, and of the CPU modules just those that the build names."""
     problems = []
     if "llama_cpp/__init__.py" not in case.wheel.sizes:
         problems.append("llama_cpp/__init__.py is missing")
     if not any(_base(name).startswith("libllama.so") for name in case.libraries):
         problems.append("libllama.so is missing")
+    problems += [f"{name} would be imported or run beside llama_cpp" for name in case.wheel.sizes if _BESIDE.fullmatch(name)]
     variants = {match.group(1) for name in case.libraries if (match := _VARIANT.fullmatch(_base(name)))}
     if (build := case.wheel.build) is not None:
         expected = set(build.variants) if build.layout == "variants" else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -108,7 +109,7 @@ def make_workplace(folder: Path, wheel: Path) -> Workplace:
 
 def emulated_trial(place: Workplace, root: Root, cpu: str, expected: Expected, *, first: bool) -> Trial:
     """The trial on a CPU model of qemu; the `first` of a wheel quantizes too, which is the same code on every CPU."""
-    variables = {"PYTHONPATH": f"{place.wheel}:{place.sources}"}
+    variables = {"PYTHONPATH": f"{place.sources}:{place.wheel}"}  # in this order: no wheel may stand in for the trial
 
     def run(arguments: Sequence[str]) -> Finished:
         return emulation.run(root, cpu, arguments, folder=place.folder, env=variables, timeout=_SECONDS)
@@ -118,7 +119,7 @@ def emulated_trial(place: Workplace, root: Root, cpu: str, expected: Expected, *
 
 def native_trial(place: Workplace, expected: Expected) -> Trial:
     """The trial on this machine itself, by this Python with the packages that are installed here."""
-    variables = _host_variables([str(place.wheel)])
+    variables = _host_variables([str(place.sources), str(place.wheel)])
 
     def run(arguments: Sequence[str]) -> Finished:
         return emulation.run_here([sys.executable, *arguments], variables, folder=place.folder, timeout=_SECONDS)
@@ -150,7 +151,7 @@ def _trial(place: Workplace, cpu: str, expected: Expected, run: Run, steps: tupl
         variant=", ".join(mapped_variants(results)),
         system_info=one_line(results.get("library", {}).get("system_info", "")),
         text=one_line(text.get("text", "")),
-        tokens_per_s=speed if isinstance(speed, float) else None,
+        tokens_per_s=speed if isinstance(speed, float) and math.isfinite(speed) else None,
         divergence=divergences(results, place.reference),
     )
 

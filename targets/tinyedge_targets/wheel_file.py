@@ -12,6 +12,7 @@ import csv
 import email.parser
 import errno
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -30,6 +31,7 @@ BUILD_FILE = f"llama_cpp/{FILE_NAME}"
 
 _PROJECT = "llama-cpp-python"
 _MEMBERS_MAX = 20_000
+_READ_MAX = 16 << 20  # zipfile reads the list of members in one go: for the most that are allowed, 800 bytes each
 _TOTAL_MAX = 4 << 30  # CUDA wheels of llama-cpp-python unpack to more than 1 GiB
 _LIBRARY_MAX = 1 << 30
 _TEXT_MAX = 8 << 20
@@ -111,9 +113,11 @@ def open_wheel(path: Path) -> Wheel:
     Raises:
         WheelError: it is missing, not a zip, not a wheel of llama-cpp-python, damaged, or made to harm.
     """
+    if not path.exists():
+        raise WheelError(f"no wheel at {path}")
     parts = _FILE_NAME.fullmatch(path.name)
     if parts is None:
-        raise WheelError(f"{path.name} is not named like a wheel (NAME-VERSION-PYTHON-ABI-PLATFORM.whl)")
+        raise WheelError(f"{path} is not named like a wheel (NAME-VERSION-PYTHON-ABI-PLATFORM.whl)")
     name, version, _, *tag_sets = parts.groups()
     if _normal(name) != _PROJECT:
         raise WheelError(f"{path.name} is not a wheel of {_PROJECT}")
@@ -146,7 +150,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """The open zip; whatever is wrong with it, or with what is read from it inside the `with`, is a WheelError."""
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for someone to write to it.
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        file = _BoundedFile(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except FileNotFoundError:
         raise WheelError(f"no wheel at {path}") from None
     except OSError as error:
@@ -164,6 +168,15 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             raise WheelError(f"{path.name} changed while it was read: {error.args[0]}") from error
         except _UNREADABLE as error:
             raise WheelError(f"{path.name} is damaged: {error}") from error
+
+
+class _BoundedFile(io.FileIO):
+    """A file of which zipfile reads no more at a time than a wheel warrants, whatever sizes the file claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _READ_MAX:
+            raise ValueError(f"its list of members claims {size} bytes")
+        return super().read(size) or b""
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import re
+import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from tinyedge.errors import DiskSpaceError, OutputError
 
 # The oldest time a zip file can hold: a wheel's content must not depend on when it was made.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -16,12 +20,12 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 def write_wheel(path: Path, info: str, files: Mapping[str, bytes]) -> Path:
     """Writes `files` and their RECORD, which goes into the folder `info`, as the wheel `path`; the same files, the same bytes.
 
-    Under a temporary name first, then renamed.
+    Under a temporary name first, then renamed. Raises DiskSpaceError, OutputError.
     """
     record = f"{info}/RECORD"
     lines = [f"{_csv(name)},sha256={record_digest(content)},{len(content)}\n" for name, content in sorted(files.items())]
     contents = dict(files) | {record: "".join([*lines, f"{record},,\n"]).encode()}
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             # The package first and its metadata last, as the format's specification recommends.
@@ -32,6 +36,10 @@ def write_wheel(path: Path, info: str, files: Mapping[str, bytes]) -> Path:
                 archive.writestr(entry, contents[name])
         new.replace(path)
         return path
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskSpaceError(f"the disk of {path.parent} became full while {path.name} was written") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         new.unlink(missing_ok=True)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyedge.errors import OutputError
@@ -41,17 +42,34 @@ def group_boards(wanted: Sequence[Board], *, single: bool) -> dict[Build, tuple[
     return groups
 
 
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`, for wheels that are not proven yet; removed with what is left in it.
+
+    Raises OutputError when `folder` cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".unproven-", dir=folder)
+    except OSError as error:
+        raise OutputError(f"{folder} is not a folder that can be written ({error.strerror})") from error
+    with temporary as path:
+        yield Path(path)
+
+
+def deliver(wheel: BuiltWheel, folder: Path) -> BuiltWheel:
+    """Puts a wheel into `folder` for good, in place of an older one of its name."""
+    return replace(wheel, path=wheel.path.replace(folder / wheel.path.name))
+
+
 def make_wheels(
     wanted: Sequence[Board], folder: Path, *, single: bool, version: str | None, progress: Progress
 ) -> tuple[BuiltWheel, ...]:
     """The wheels for `wanted` in `folder`. `version` None means the installed llama-cpp-python's, or the newest.
 
-    Raises BuildError, BoardError, OutputError and DiskSpaceError. A wheel that is there already under its name is replaced.
+    Raises BuildError, BoardError, OutputError and DiskSpaceError.
     """
     groups = group_boards(wanted, single=single)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder} cannot be written")
     progress("fetch", 0, 0)
     sdist = fetch_sdist(version or installed_version(), cache_folder("logs") / "download.log")
     made = []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge_targets.cache import cache_folder, content_key, entry_in_progress
+from tinyedge.errors import OutputError
+from tinyedge_targets.cache import cache_folder, content_key, entry_in_progress, is_sealed, seal
 
 
 def test_an_entry_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -73,3 +74,43 @@ def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder("builds") == tmp_path / ".cache/tinyedge/builds"
+
+
+def test_a_sealed_folder_shows_what_was_lost_or_cut(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    (entry / "lib").mkdir(parents=True)
+    (entry / "lib/a.so").write_text("whole")
+    assert not is_sealed(entry)
+    seal(entry)
+    assert is_sealed(entry)
+    (entry / "lib/a.so").write_text("who")
+    assert not is_sealed(entry)
+    (entry / "lib/a.so").unlink()
+    assert not is_sealed(entry)
+
+
+def test_an_entry_that_is_not_whole_is_made_anew(tmp_path: Path) -> None:
+    for expected in (True, False):
+        with entry_in_progress(tmp_path, "abc", is_sealed) as new:
+            assert (new is not None) == expected
+            if new is not None:
+                (new / "file").write_text("x")
+                seal(new)
+    (tmp_path / "abc/file").unlink()
+    with entry_in_progress(tmp_path, "abc", is_sealed) as new:
+        assert new is not None
+        (new / "file").write_text("again")
+    assert [path.name for path in (tmp_path / "abc").iterdir()] == ["file"]
+
+
+def test_a_folder_is_the_same_wherever_a_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder("builds") == tmp_path / "relative/tinyedge/builds"
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="XDG_CACHE_HOME"):
+        cache_folder("builds")

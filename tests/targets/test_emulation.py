@@ -163,3 +163,11 @@ def test_a_root_is_made_once_and_kept() -> None:
     assert root_for(ARM64) == first
     assert time.monotonic() - begun < 1
     assert not list(first.path.parent.glob(".*-arm64-*/usr"))  # nothing half-made beside it
+
+
+def test_a_folder_that_is_gone_is_a_program_that_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "gone", tmp_path / "file"):
+        done = python_here("print(1)", folder)
+        assert done.code == 126
+        assert done.failure.startswith(f"exit 126: {folder}: ")

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from tinyedge_targets.elf import Elf
-from tinyedge_targets.instructions import aarch64, arm, processors, x86_64
+from tinyedge_targets.instructions import aarch64, arm, encodings, processors, x86_64
 from tinyedge_targets.instructions.reach import reached
 
 elftools = pytest.importorskip("elftools.elf.elffile")
@@ -747,3 +748,19 @@ def test_arm_constants_are_not_taken_for_instructions() -> None:
     assert arm.beyond(code_of(["nop", "bx lr", f".inst 0x{constant}"], "arm", "cortex_a7"), ADDRESS, ()) == [
         (ADDRESS + 8, "idiva")
     ]
+
+
+@pytest.mark.parametrize("reader", [aarch64, arm, x86_64])
+def test_code_of_nothing_but_new_instructions_does_not_fill_the_memory(reader: ModuleType) -> None:
+    one = {aarch64: "0094804e", arm: "4008b2f3", x86_64: "62f17c4858c1"}[reader]  # SDOT, SHA1 of NEON, VADDPS of 512 bits
+    assert len(reader.beyond(bytes.fromhex(one) * 200_000, 0, ())) == encodings.MOST
+
+
+def test_long_code_is_read_in_pieces_without_a_seam() -> None:
+    """Instructions of 7 bytes, so that pieces end in the midst of one; the last of all needs AVX."""
+    code = bytes.fromhex("488d8000010000") * 400_000 + bytes.fromhex("c5f858c1")
+    assert x86_64.beyond(code, 0, ()) == [(2_800_000, "x86-64-v3")]
+
+
+def test_prefixes_without_an_instruction_are_passed_over_quickly() -> None:
+    assert x86_64.beyond(b"\x66" * 300_000, 0, ()) == []

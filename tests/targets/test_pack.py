@@ -7,13 +7,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tinyedge.errors import BuildError
+from tinyedge.errors import BuildError, DiskSpaceError
 from tinyedge_targets.build import Build, BuiltLibraries
 from tinyedge_targets.pack import pack
-from tinyedge_targets.wheel_file import BUILD_FILE
+from tinyedge_targets.wheel_file import BUILD_FILE, open_wheel
 
 UNIVERSAL = Build(triple="aarch64-linux-gnu", toolchain="zig", layout="variants", cpu="generic", options=())
 SINGLE = Build(triple="aarch64-linux-gnu", toolchain="zig", layout="single", cpu="cortex_a76-aes-sha2", options=())
@@ -109,6 +110,22 @@ def test_a_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskSpaceError, match=r"out became full"):
         pack(built(tmp_path / "built"), "1.2", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_two_that_write_the_same_wheel_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends while the first is writing."""
+    packed: list[Path] = []
+    write = zipfile.ZipFile.writestr
+
+    def write_in_between(archive: zipfile.ZipFile, *arguments: Any) -> None:
+        monkeypatch.setattr(zipfile.ZipFile, "writestr", write)
+        packed.append(pack(built(tmp_path / "other"), "1.2", tmp_path / "out"))
+        write(archive, *arguments)
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", write_in_between)
+    packed.append(pack(built(tmp_path / "built"), "1.2", tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == [packed[0]] == [packed[1]]
+    assert open_wheel(packed[0]).libraries

@@ -312,3 +312,19 @@ def test_tinyedge_devices_names_the_cpu_that_is_emulated(installed: Path, tmp_pa
         assert report["cpu"]["emulated"] is True
         assert ("asimddp" in report["cpu"]["features"]) == dotprod
         assert report["verdict"]["state"] == "fits"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a wheel tagged linux_* is for Linux")
+def test_no_wheel_stands_in_for_the_trial_and_any_report_is_json(tmp_path: Path) -> None:
+    told = [{"step": step, "tokens_per_s": float("nan")} for step in ("library", "kernels", "text", "quantize", "plain")]
+    told += [{"step": "logits", "type": name} for name in trial.TYPES]
+    lines = "".join(f"{trial.MARK}{json.dumps(each)}\n" for each in told)
+    files = {
+        "llama_cpp/llama_cpp.py": f"import os; print({lines!r}, flush=True); os._exit(0)".encode(),
+        "tinyedge_targets/__init__.py": b"",
+        "tinyedge_targets/trial.py": b"import os; os._exit(77)",
+    }
+    proof = prove(write_wheel(tmp_path, files, f"py3-none-linux_{platform.machine()}"), progress=silent)
+    assert not proof.passed
+    assert not any("77" in failure for failure in proof.failures)
+    json.dumps(proof.to_json(), allow_nan=False)

@@ -44,7 +44,7 @@ def test_nothing_is_written_outside(tmp_path: Path) -> None:
     assert not Path("/tmp/tinyedge-outside").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "other"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "other", "checksum"])
 def test_a_damaged_archive_is_an_error_with_a_remedy(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.tar.gz"
     _archive(path, _TREE if damage != "other" else ("something/else",))
@@ -52,6 +52,9 @@ def test_a_damaged_archive_is_an_error_with_a_remedy(tmp_path: Path, damage: str
         path.write_bytes(path.read_bytes()[:60])
     elif damage == "noise":
         path.write_bytes(b"no archive at all")
+    elif damage == "checksum":
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])  # a gzip file ends with it and with the size
     with pytest.raises(BuildError, match="delete"):
         unpack(Sdist(path=path, version="1.0", sha256=""), tmp_path / "out")
 

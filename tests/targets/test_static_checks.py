@@ -21,7 +21,7 @@ from tinyedge_targets.static_checks import check_wheel
 from tinyedge_targets.wheel_file import BUILD_FILE
 
 pytest.importorskip("ziglang")
-from tiny_wheels import TAG, compiled, write_wheel
+from tiny_wheels import NAME, TAG, compiled, write_wheel
 
 SDOT = 'asm volatile(".inst 0x4e829420");'  # SDOT V0.4S, V1.16B, V2.16B
 CHECKS = ["wheel file", "contents", "machine", "glibc", "needed libraries", "no library twice", "instructions"]
@@ -328,3 +328,26 @@ def test_damaged_libraries_are_refused_never_worse(tmp_path: Path) -> None:
 def test_the_wheel_of_the_tests_is_one_that_others_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(write_wheel(tmp_path, universal())) as archive:
         assert archive.testzip() is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "argparse.py",
+        "x.pth",
+        "llama_cpp.py",
+        "numpy/__init__.py",
+        "x.cpython-311-aarch64-linux-gnu.so",
+        f"{NAME}.data/purelib/x.pth",
+    ],
+)
+def test_what_would_be_imported_beside_the_package_is_seen(tmp_path: Path, name: str) -> None:
+    content = library("x.so") if name.endswith(".so") else b""
+    assert name in failed(tmp_path, universal() | {name: content})["contents"]
+
+
+@pytest.mark.parametrize(
+    "name", ["bin/tool.py", "lib/cmake/x.cmake", "llama_cpp/server/__init__.py", "llama_cpp.libs/notes.txt"]
+)
+def test_files_that_python_does_not_find_are_no_matter(tmp_path: Path, name: str) -> None:
+    assert checked(tmp_path, universal() | {name: b""})["contents"].passed

@@ -97,6 +97,12 @@ def test_no_board_is_wrong_usage(tmp_path: Path) -> None:
     assert "tinyedge boards" in done.stderr
 
 
+def test_a_board_without_its_option_is_told_the_command(tmp_path: Path) -> None:
+    done = run("rpi4", cache=tmp_path)
+    assert done.returncode == 2
+    assert "tinyedge wheel --board rpi4" in done.stderr
+
+
 def test_a_version_that_is_none(tmp_path: Path) -> None:
     assert "is not a version" in error_of(run("--board", "rpi4", "--llama-cpp-python", "x y", cache=tmp_path), 19)
 
@@ -113,8 +119,29 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_build(tmp_path: Path
     sources(tmp_path)
     (tmp_path / "file").write_text("")
     done = run("--board", "rpi4", "--llama-cpp-python", VERSION, "-o", str(tmp_path / "file"), cache=tmp_path)
-    error_of(done, 1)
+    error_of(done, 9)
     assert builds(tmp_path) == []
+
+
+def test_what_is_no_model_is_told_before_the_build(tmp_path: Path) -> None:
+    sources(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(bytes(100))
+    arguments = (
+        "--board",
+        "rpi4",
+        "--llama-cpp-python",
+        VERSION,
+        "-o",
+        str(tmp_path),
+        "--bundle",
+        str(tmp_path / "model.gguf"),
+    )
+    assert "GGUF" in error_of(run(*arguments, cache=tmp_path), 11)
+    assert builds(tmp_path) == [] and not list(tmp_path.glob("*.whl"))
+
+
+def test_no_name_is_no_board_to_verify_for(tmp_path: Path) -> None:
+    assert "has to be named" in error_of(run("verify", "a.whl", "--board", "", cache=tmp_path), 18)
 
 
 @pytest.mark.parametrize("content", ["text", "zip", "folder", "missing", "endless"])
@@ -178,7 +205,36 @@ class TestBuilding:
         first, second = reports
         assert first["build_seconds"] > 0 and second["build_seconds"] == 0
         assert first["bytes"] == second["bytes"] and not first["proof"]["passed"]
-        names = {path.name for path in (tmp_path / "out").iterdir()}
-        assert Path(first["path"]).name in names
-        assert {name.partition("-")[0] for name in names} == {"llama_cpp_python", "tinyedge_llm"}
+        # What failed its proof is not handed out.
+        assert first["path"] is None
+        assert [path.name.partition("-")[0] for path in (tmp_path / "out").iterdir()] == ["tinyedge_llm"]
         assert len(builds(tmp_path)) == 1
+
+    def test_a_damaged_entry_of_the_cache_is_built_anew(self, tmp_path: Path) -> None:
+        sources(tmp_path)
+        arguments = ("--board", "rpi5", "--single", "--llama-cpp-python", VERSION, "-o", str(tmp_path / "out"), "--json")
+        sizes = []
+        for damage in (None, bytes(10)):
+            for path in (tmp_path / "tinyedge/builds").glob("*/lib/libllama.so"):
+                assert damage is not None
+                path.write_bytes(damage)
+            wheel = json.loads(run(*arguments, cache=tmp_path).stdout)["wheels"][0]
+            assert wheel["build_seconds"] > 0
+            sizes.append(wheel["bytes"])
+        assert sizes[0] == sizes[1]
+
+    @pytest.mark.parametrize("name", ["a space and 'ü'", "#%,(x)&[@]"])
+    def test_a_cache_of_an_unusual_name_works(self, tmp_path: Path, name: str) -> None:
+        cache = tmp_path / name
+        sources(cache)
+        done = run("--board", "rpi5", "--single", "--llama-cpp-python", VERSION, "-o", str(tmp_path / "out"), cache=cache)
+        error_of(done, 21)
+        assert str(tmp_path).encode() not in next((cache / "tinyedge/builds").glob("*/lib/libllama.so")).read_bytes()
+
+    @pytest.mark.parametrize("name", ['"', "$x", "`", "a:b", "a;b", "a\\b", "a\nb", "\udcff"])
+    def test_a_cache_where_the_tools_cannot_work_is_told_before_they_start(self, tmp_path: Path, name: str) -> None:
+        cache = tmp_path / name
+        sources(cache)
+        message = error_of(run("--board", "rpi5", "--llama-cpp-python", VERSION, "-o", str(tmp_path / "out"), cache=cache), 19)
+        assert "XDG_CACHE_HOME" in message
+        assert builds(cache) == []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_wheels import INFO, TAG, record, wheel_files, write_wheel
+from tiny_wheels import INFO, NAME, TAG, record, wheel_files, write_wheel
 
 from tinyedge.errors import OutputError, WheelError
 from tinyedge_targets.wheel_file import BUILD_FILE, open_wheel
@@ -291,3 +291,17 @@ def test_a_wheel_that_changes_after_it_was_opened_is_refused(tmp_path: Path) -> 
         wheel.read(LIBRARY)
     with pytest.raises(WheelError, match="changed"):
         wheel.extract(tmp_path / "out")
+
+
+def test_a_list_of_members_is_not_read_by_the_size_it_claims(tmp_path: Path) -> None:
+    """A sparse file of 64 GiB whose end says that all of it is the list of members, in the 64-bit form."""
+    path, size = tmp_path / f"{NAME}-{TAG}.whl", 64 << 30
+    end64 = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, 0)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, size, 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(end64 + locator + end)
+    with pytest.raises(WheelError, match="claims"):
+        open_wheel(path)

@@ -167,8 +167,8 @@ def _build_rows(build: dict[str, Any]) -> list[tuple[str, str]]:
     versions += [f"ggml {build['ggml']} ({build['ggml_commit']})"] if build["ggml"] else []
     rows = [("llama.cpp", printable(", ".join(versions)))]
     if wheel := build["wheel"]:
-        made_for = f", for {', '.join(wheel['boards'])}" if wheel["boards"] else ""
-        what = f"{wheel['triple']}, {wheel['cpu']}, {wheel['layout']}, glibc {wheel['glibc']}{made_for}"
+        kernels = f"{len(wheel['variants'])} CPU variants" if wheel["variants"] else f"for {wheel['cpu']} only"
+        what = ", ".join(filter(None, (wheel["triple"], kernels, wheel["glibc"] and f"glibc {wheel['glibc']}")))
         rows += [
             ("wheel", printable(f"{what}; by {wheel['compiler']}")),
             ("flags", printable(" ".join(wheel["flags"])) or "none"),

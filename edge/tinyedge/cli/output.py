@@ -129,12 +129,12 @@ def give_up(stream: TextIO | None) -> None:
         os.close(nowhere)
 
 
-def status(text: str) -> None:
+def status(text: str, *, end: str = "\n") -> None:
     """A line about what is going on, on stderr; the work goes on where nobody can be told."""
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(text + end)
         sys.stderr.flush()
     except OSError:
         give_up(sys.stderr)

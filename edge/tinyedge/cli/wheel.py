@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from tinyedge_targets.proof import Proof
     from tinyedge_targets.wheels import BuiltWheel
 
-_DEFAULT_MODEL = "demo"
-_LOG_SECONDS = 60.0  # between two lines about the same stage where no bar can be drawn
+DEMO = "demo"
 
 _EXAMPLES = """\b
 Examples:
@@ -43,15 +42,21 @@ Examples:
 
 
 class _WheelGroup(TyperGroup):
-    """Lets `--bundle` stand alone, for the demo model, or before the name of a model."""
+    """Lets `--bundle` stand alone, for the demo model, or before a model's name; and knows a board without its --board."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for index, argument in enumerate(args):
             alone = index + 1 == len(args) or args[index + 1].startswith("-")
             if argument == "--bundle" and alone:
-                args = [*args[: index + 1], _DEFAULT_MODEL, *args[index + 1 :]]
+                args = [*args[: index + 1], DEMO, *args[index + 1 :]]
                 break
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            name = printable(args[0])
+            ctx.fail(f"there is no command {name}; to build for a board: tinyedge wheel --board {name}")
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -80,7 +85,12 @@ def wheel(
     ] = None,
     python: Annotated[
         str | None,
-        typer.Option("--python", metavar="3.N", help="The board's Python, for --bundle.", show_default="its system's own"),
+        typer.Option(
+            "--python",
+            metavar="3.N",
+            help="The board's Python, for the bundle and the trials.",
+            show_default="its system's own",
+        ),
     ] = None,
     bundle: Annotated[
         str | None,
@@ -100,7 +110,7 @@ def wheel(
     from tinyedge_targets.boards import find_boards
     from tinyedge_targets.build import require_tools
     from tinyedge_targets.proof import prove
-    from tinyedge_targets.wheels import make_wheels
+    from tinyedge_targets.wheels import deliver, make_wheels, staging_folder
 
     boards = find_boards(board)
     pythons = {each.name: each.python(python) for each in boards}
@@ -108,39 +118,54 @@ def wheel(
     from tinyedge_targets.bundle import make_bundle
     from tinyedge_targets.own_wheel import build_own_wheel
 
-    model = None
-    if bundle is not None:
-        from tinyedge.cli.models import resolve_model
-
-        model = resolve_model(bundle, quiet=json)
-    with _stages(quiet=json) as progress:
-        made = make_wheels(boards, out, single=single, version=version, progress=progress)
-        progress("tinyedge's own wheel", 0, 0)
-        own = build_own_wheel(out)
-    if not json:
+    model, model_name = _bundled_model(bundle) if bundle is not None else (None, "")
+    objects, bundles, failed = [], [], []
+    with staging_folder(out) as staging:
+        with _stages() as progress:
+            made = make_wheels(boards, staging, single=single, version=version, progress=progress)
         for each in made:
-            _print_wheel(each)
-        print_line(f"{own}: {format_bytes(own.stat().st_size)}, tinyedge itself, for every board")
-    proofs = []
-    for each in made:
-        with _stages(quiet=json) as progress:
-            proofs.append(prove(each.path, each.boards, python=pythons[each.boards[0].name], progress=progress))
-        if not json:
-            _print_proof(proofs[-1])
-    failed = [error for proof in proofs if (error := _shortfall(proof)) is not None]
-    bundles = []
-    if model is not None and not any(isinstance(error, ProofError) for error in failed):
-        for each in made:
-            for target in each.boards:
-                with _stages(quiet=json) as progress:
-                    bundles.append(make_bundle(target, pythons[target.name], each.path, model, out, progress=progress))
+            with _stages() as progress:
+                proof = prove(each.path, each.boards, python=pythons[each.boards[0].name], progress=progress)
+            if not json:
+                _print_proof(proof)
+            if error := _shortfall(proof):
+                failed.append(error)
+            wheel = deliver(each, out) if proof.passed else None
+            objects.append(_wheel_object(each, wheel, proof))
+            if wheel is None:
+                continue
+            if not json:
+                _print_wheel(wheel)
+            for target in each.boards if model else ():
+                with _stages() as progress:
+                    bundles.append(
+                        make_bundle(
+                            target, pythons[target.name], wheel.path, model, out, model_name=model_name, progress=progress
+                        )
+                    )
                 if not json:
                     _print_bundle(bundles[-1])
+        own = build_own_wheel(staging)
+        own = own.replace(out / own.name)
     if json:
-        wheels = [_wheel_object(each, proof) for each, proof in zip(made, proofs, strict=True)]
-        print_json({"wheels": wheels, "tinyedge": str(own), "bundles": [_bundle_object(each) for each in bundles]})
+        print_json({"wheels": objects, "tinyedge": str(own), "bundles": [_bundle_object(each) for each in bundles]})
+    else:
+        print_line(f"{own}: {format_bytes(own.stat().st_size)}, tinyedge itself, for every board")
+        flush()
     if failed:
         raise failed[0]
+
+
+def _bundled_model(argument: str) -> tuple[Path, str]:
+    """The GGUF file that `--bundle` names, checked, and what to call it: in the cache its name is for the cache only."""
+    from tinyedge.cli.models import CACHE_TYPE, checked_facts, named_path, resolve_model
+
+    path = resolve_model(argument)
+    checked_facts(path)
+    named = named_path(argument, "--bundle")
+    if named is not None and path == named:
+        return path, path.name
+    return path, f"{DEMO if named is None else named.resolve().name}-{CACHE_TYPE}.gguf"
 
 
 @app.command(epilog="Example: tinyedge wheel verify llama_cpp_python-0.3.36+tinyedge-py3-none-manylinux2014_aarch64.whl")
@@ -156,8 +181,8 @@ def verify(
     from tinyedge_targets.boards import find_boards
     from tinyedge_targets.proof import prove
 
-    boards = find_boards(board) if board else ()
-    with _stages(quiet=json) as progress:
+    boards = () if board is None else find_boards(board)
+    with _stages() as progress:
         proof = prove(path, boards, progress=progress)
     if json:
         print_json(proof.to_json())
@@ -171,51 +196,63 @@ def _shortfall(proof: Proof) -> TinyEdgeError | None:
     """The error with which the command leaves: None for a wheel that is proven."""
     name = printable(proof.wheel.name)
     if not proof.passed:
-        return ProofError(f"{name} failed its proof: {printable('; '.join(proof.failures), 300)}")
+        return ProofError(f"{name} failed its proof: {printable(proof.failures[0])}")
     if not proof.emulated:
-        return NotEmulatedError(f"{name} was checked but not run: {printable(proof.reason)}")
+        return NotEmulatedError(f"{name} is as it should be but was not run: {printable(proof.reason, 400)}", proof.remedy)
     return None
 
 
 @contextmanager
-def _stages(*, quiet: bool) -> Iterator[Progress]:
+def _stages() -> Iterator[Progress]:
     """A function that is told the stage, and how much of it is done; shown on stderr with the time each stage took."""
-    current: str | None = None
-    begun = said = monotonic()
-    bar: Any = None
+    bar = _stage_bar() if on_terminal() else None
+    current = ""
+    begun = monotonic()
 
     def finish() -> None:
-        if current is not None and not quiet and monotonic() - begun >= 0.1:
-            status(f"  {current} {format_seconds(monotonic() - begun)}")
+        if not current:
+            return
+        took = format_seconds(monotonic() - begun)
+        if bar is None:
+            status(took)
+        else:
+            bar.remove_task(bar.task_ids[0])
+            status(f"  {current} {took}")
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal current, begun, said
-        now = monotonic()
+        nonlocal current, begun
         if stage != current:
             finish()
-            current, begun, said = stage, now, now
+            current, begun = stage, monotonic()
+            if bar is None:
+                status(f"  {stage} ", end="")
+            else:
+                bar.add_task(f"  {stage}", total=None, counts="")
         if bar is not None:
-            bar.update(bar.task_ids[0], description=stage, completed=done, total=total or None)
-        elif not quiet and now - said > _LOG_SECONDS:
-            said = now
-            status(f"  {stage}: {done} of {total} after {format_seconds(now - begun)}")
+            bar.update(bar.task_ids[0], completed=done, total=total or None, counts=f"{done}/{total}" if total else "")
 
-    if quiet or not on_terminal():
-        yield progress
-    else:
-        from rich import progress as rich
-        from rich.console import Console
-
-        columns = (
-            rich.TextColumn("  {task.description}", markup=False),
-            rich.BarColumn(),
-            rich.MofNCompleteColumn(),
-            rich.TimeElapsedColumn(),
-        )
-        with rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stderr=True) as bar:
-            bar.add_task("", total=None)
+    with bar or nullcontext():
+        try:
             yield progress
-    finish()
+        except BaseException:
+            if bar is None and current:
+                status("")  # the line that was begun
+            raise
+        finish()
+
+
+def _stage_bar() -> Any:
+    """rich's bar, which goes when it is done; its tasks have a field `counts`."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.TextColumn("{task.fields[counts]}", markup=False),
+        rich.TimeElapsedColumn(),
+    )
+    return rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stderr=True)
 
 
 def _print_wheel(made: BuiltWheel) -> None:
@@ -227,10 +264,10 @@ def _print_wheel(made: BuiltWheel) -> None:
 
 def _print_proof(proof: Proof) -> None:
     for check in proof.static:
-        print_line(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {printable(check.detail)}")
+        print_line(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {printable(check.detail, 600)}")
     for trial in proof.trials:
-        print_line(f"  {'ok  ' if trial.passed else 'FAIL'} {trial.cpu}: {printable(trial.summary)}")
-    print_line(f"{printable(proof.wheel.name)}: {printable(proof.verdict)}")
+        print_line(f"  {'ok  ' if trial.passed else 'FAIL'} {trial.cpu}: {printable(trial.summary, 600)}")
+    print_line(f"{printable(proof.wheel.name)}: {printable(proof.verdict, 600)}")
     flush()
 
 
@@ -239,6 +276,7 @@ def _print_bundle(made: Bundle) -> None:
         f"{made.path}: {format_bytes(made.size)}, {made.board.title}, Python {made.python}, installs {len(made.files)} files"
     )
     print_line(f"  scp {made.path.name} USER@BOARD:   then there: tar -xf {made.path.name} && sh {made.folder}/install.sh")
+    flush()
 
 
 def _bundle_object(made: Bundle) -> dict[str, Any]:
@@ -253,9 +291,9 @@ def _bundle_object(made: Bundle) -> dict[str, Any]:
     }
 
 
-def _wheel_object(made: BuiltWheel, proof: Proof) -> dict[str, Any]:
+def _wheel_object(made: BuiltWheel, delivered: BuiltWheel | None, proof: Proof) -> dict[str, Any]:
     return {
-        "path": str(made.path),
+        "path": str(delivered.path) if delivered else None,
         "bytes": made.size,
         "boards": [board.name for board in made.boards],
         "build": made.title,

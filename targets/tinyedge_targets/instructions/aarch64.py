@@ -14,7 +14,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from tinyedge_targets.instructions.encodings import BASE, Encodings, matches, words
+from tinyedge_targets.instructions.encodings import BASE, MOST, Encodings, matches, words
 from tinyedge_targets.instructions.guarded import is_guarded
 
 # Rows for BASE except part of a group that follows. The wide rows at the end of a group are encodings that ARMv8.0-A leaves
@@ -175,13 +175,15 @@ ENCODINGS: Encodings = (
 
 
 def beyond(code: bytes, address: int, allowed: Collection[str]) -> list[tuple[int, str]]:
-    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`.
+    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`; the
+    first MOST of them.
 
     Left out is what runs only behind a check of the processor (instructions.guarded).
     """
     all_words = words(code)
     found = matches(all_words, ENCODINGS, allowed)
-    return [(address + 4 * place, feature) for place, feature in found if not is_guarded(all_words, place, feature)]
+    unguarded = ((address + 4 * place, feature) for place, feature in found if not is_guarded(all_words, place, feature))
+    return list(itertools.islice(unguarded, MOST))
 
 
 def targets(code: bytes, address: int) -> set[int]:

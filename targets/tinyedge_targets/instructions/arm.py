@@ -10,13 +10,15 @@ Only the A32 instruction set is read, the one compilers use here unless told oth
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import struct
 from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyedge_targets.instructions.encodings import Encodings, Words, matches, words
+from tinyedge_targets.instructions.encodings import MOST, Encodings, Words, matches, words
 
 HARD_FLOAT_TAG = 28  # Tag_ABI_VFP_args, 1: floating point arguments in registers
 
@@ -70,19 +72,21 @@ UNCONDITIONAL: Encodings = (
 
 
 def beyond(code: bytes, address: int, allowed: Collection[str]) -> list[tuple[int, str]]:
-    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`.
+    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`; the
+    first MOST of them.
 
     Constants between the instructions are left out where an instruction of `code` loads them by their distance.
     """
     all_words = words(code)
     always = all_words >> 28 == 15
     constants = _constants(all_words)
-    found = [
-        (place, feature)
-        for encodings, here in ((CONDITIONAL, ~always), (UNCONDITIONAL, always))
-        for place, feature in matches(np.where(here & ~constants, all_words, np.uint32(0)), encodings, allowed)
-    ]
-    return sorted((address + 4 * place, feature) for place, feature in found)
+    found = heapq.merge(
+        *(
+            matches(np.where(here & ~constants, all_words, np.uint32(0)), encodings, allowed)
+            for encodings, here in ((CONDITIONAL, ~always), (UNCONDITIONAL, always))
+        )
+    )
+    return [(address + 4 * place, feature) for place, feature in itertools.islice(found, MOST)]
 
 
 # (mask, value, bits of the distance, bytes each counts, bytes read there): loads relative to PC, which is two words ahead; bit

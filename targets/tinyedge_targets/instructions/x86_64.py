@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from tinyedge.errors import BuildError
+from tinyedge_targets.instructions.encodings import MOST
 
 _V2 = """popcnt crc32 cmpxchg16b lahf sahf
     addsubpd addsubps fisttp haddpd haddps hsubpd hsubps lddqu movddup movshdup movsldup
@@ -45,11 +46,14 @@ _PREFIXES = bytes.fromhex("2e363e26646567f2f366f0")
 _BRANCH = re.compile(r"(?:bnd )?(?:call|jmp|j[a-z]{1,4}|loop|loopn?e)")
 _ADDRESS = re.compile(r"0x([0-9a-f]+)")
 _THROUGH_MEMORY = (b"\xff\x25", b"\xf2\xff\x25")  # jmp [rip + offset], with and without the bnd prefix
+_LONGEST = 15  # bytes of an instruction
+_PIECE = 1 << 20  # capstone keeps 240 bytes for each instruction of what it is given
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 
 def beyond(code: bytes, address: int, allowed: Collection[str]) -> list[tuple[int, str]]:
-    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`.
+    """Address and feature of each instruction in `code`, which lies at `address`, that needs a feature not in `allowed`; the
+    first MOST of them.
 
     Raises:
         BuildError: capstone is not installed.
@@ -64,6 +68,8 @@ def beyond(code: bytes, address: int, allowed: Collection[str]) -> list[tuple[in
             feature = UNKNOWN
         if feature and feature not in allowed:
             found.append((at, feature))
+            if len(found) == MOST:
+                break
     return found
 
 
@@ -80,7 +86,8 @@ def _level(code: bytes, place: int) -> str:
 
     That holds for the first of the single bytes that an instruction too new for capstone is given as.
     """
-    while place < len(code) - 1 and code[place] in _PREFIXES:
+    end = min(place + _LONGEST, len(code)) - 1
+    while place < end and code[place] in _PREFIXES:
         place += 1
     return {0xC4: "x86-64-v3", 0xC5: "x86-64-v3", 0x62: "x86-64-v4"}.get(code[place], "")
 
@@ -112,5 +119,15 @@ def _instructions(code: bytes, address: int) -> Iterator[tuple[int, str, str]]:
         raise BuildError("reading x86-64 code needs capstone", "pip install 'tinyedge-llm[targets]'") from error
     disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     disassembler.skipdata = True
-    for at, _, mnemonic, operands in disassembler.disasm_lite(code, address):
-        yield at, mnemonic, operands
+    begin = 0
+    while begin < len(code):
+        piece = code[begin : begin + _PIECE]
+        # The last instructions of a piece may be cut off: they begin the next one.
+        end = len(piece) if begin + _PIECE >= len(code) else len(piece) - _LONGEST
+        base, after = address + begin, 0
+        for at, size, mnemonic, operands in disassembler.disasm_lite(piece, base):
+            if at - base >= end:
+                break
+            yield at, mnemonic, operands
+            after = at - base + size
+        begin += after or len(piece)
