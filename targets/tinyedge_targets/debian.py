@@ -91,6 +91,8 @@ def host_program(package: str, program: str) -> Path | None:
 
     The package may be a transitional one: the packages it depends on are looked through too.
     """
+    stem = re.escape(program.removesuffix("-static").partition(".")[0])
+    others = re.compile(rf"(?!(.*/)?{stem}[^/]*\Z).*")  # qemu's package is 370 MB, a program of it 12
     folder = cache_folder("emulation")
     key = f"host-{content_key({'format': _FORMAT, 'package': package, 'program': program})}"
     with entry_in_progress(folder, key) as new:
@@ -98,7 +100,7 @@ def host_program(package: str, program: str) -> Path | None:
             with _full_disk_told(new), tempfile.TemporaryDirectory(dir=new) as temporary:
                 for deb in fetch([package], Release(), Path(temporary)):
                     if deb.name.startswith(package.removesuffix("-static")):
-                        unpack(deb, new, left_out=None)
+                        unpack(deb, new, others)
     return next((path for path in (folder / key).glob(f"usr/*/{program}")), None) or next(
         (path for path in (folder / key).glob(f"usr/share/keyrings/{program}")), None
     )
@@ -123,7 +125,7 @@ def fetch(packages: Sequence[str], release: Release, folder: Path) -> list[Path]
     return sorted((folder / "archives").glob("*.deb"))
 
 
-def unpack(deb: Path, root: Path, left_out: re.Pattern[str] | None = _LEFT_OUT) -> None:
+def unpack(deb: Path, root: Path, left_out: re.Pattern[str] = _LEFT_OUT) -> None:
     """Writes the files of a package under `root`, those whose path matches `left_out` excepted.
 
     /bin, /lib and /sbin go into /usr, and absolute links become relative ones: both point inside `root` then.
@@ -134,7 +136,7 @@ def unpack(deb: Path, root: Path, left_out: re.Pattern[str] | None = _LEFT_OUT) 
     ):
         for member in archive:
             inside = _inside(member.name)
-            if inside is None or (left_out is not None and left_out.fullmatch(inside)):
+            if inside is None or left_out.fullmatch(inside):
                 continue
             _write_member(archive, member, root, inside)
 

@@ -116,7 +116,8 @@ class Elf:
             raise self._damaged(f"has {max(program_count, section_count)} headers, more than any library")
         self.segments = tuple(self._segment(program + place * program_size) for place in range(program_count))
         raw = [
-            self._unpack("IIQQQQII" if wide else "IIIIIIII", sections + place * section_size) for place in range(section_count)
+            self._unpack("IIQQQQIIQQ" if wide else "IIIIIIIIII", sections + place * section_size)
+            for place in range(section_count)
         ]
         if any(value > _ADDRESS_MAX for header in raw for value in header):
             raise self._damaged("has a section beyond the address space")
@@ -134,7 +135,7 @@ class Elf:
                 size=size,
                 link=link,
             )
-            for index, (at, kind, flags, address, offset, size, link, _) in enumerate(raw)
+            for index, (at, kind, flags, address, offset, size, link, *_) in enumerate(raw)
         )
 
     def _segment(self, at: int) -> Segment:

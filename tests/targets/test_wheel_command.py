@@ -40,7 +40,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -238,3 +238,28 @@ class TestBuilding:
         message = error_of(run("--board", "rpi5", "--llama-cpp-python", VERSION, "-o", str(tmp_path / "out"), cache=cache), 19)
         assert "XDG_CACHE_HOME" in message
         assert builds(cache) == []
+
+
+@pytest.mark.emulation
+def test_one_command_gives_a_proven_wheel_and_the_archive_for_the_board(tmp_path: Path, universal_wheel: Path) -> None:
+    """As the README has it, with the libraries that the fixture built."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    done = run("--board", "rpi4,rpi5", "--python", "3.11", "--bundle", "-o", str(tmp_path), "--json", cache=own)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (wheel,) = report["wheels"]
+    assert wheel["proof"]["passed"] and wheel["proof"]["emulated"]
+    assert Path(wheel["path"]).read_bytes() == universal_wheel.read_bytes()
+    assert {trial["cpu"]: trial["variant"] for trial in wheel["proof"]["trials"]} == {
+        "cortex-a72": "armv8.0_1",
+        "cortex-a76": "armv8.2_2",
+    }
+    assert [bundle["board"] for bundle in report["bundles"]] == ["rpi4", "rpi5"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        Path(wheel["path"]).name,
+        Path(report["tinyedge"]).name,
+        "tinyedge-rpi4-py3.11.tar",
+        "tinyedge-rpi5-py3.11.tar",
+    }
+    assert "demo-Q4_K_M.gguf" in report["bundles"][0]["files"]

@@ -294,7 +294,7 @@ def _bundle_object(made: Bundle) -> dict[str, Any]:
 def _wheel_object(made: BuiltWheel, delivered: BuiltWheel | None, proof: Proof) -> dict[str, Any]:
     return {
         "path": str(delivered.path) if delivered else None,
-        "bytes": made.size,
+        "bytes": (delivered or made).size,
         "boards": [board.name for board in made.boards],
         "build": made.title,
         "llama_cpp_python": made.version,
