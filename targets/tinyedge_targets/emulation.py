@@ -30,6 +30,7 @@ _FILE_BLOCKS = 4 << 20  # of 512 bytes (POSIX ulimit -f): 2 GiB
 # Signing return addresses as the architecture says takes three quarters of the time of a Debian 13 program.
 _OPTIONS = {("aarch64-linux-gnu", "max"): "max,pauth-impdef=on"}
 
+_IMPORTED = "diskcache, jinja2, numpy, psutil, tqdm, typing_extensions, yaml"  # of debian.PACKAGES, by a trial
 _SHELL_CANNOT_START = 126
 _SHELL_SIGNAL_BASE = 128  # what a shell adds to the number of the signal that ended a program
 
@@ -110,6 +111,13 @@ def prepare(triple: str, python: str = DEFAULT_PYTHON) -> Root:
     chosen = python if python in debian.SUITES else DEFAULT_PYTHON
     path = debian.python_root(machine.debian, chosen)
     return Root(triple=triple, python=chosen, qemu=qemu, path=path, launchers=_launchers(qemu, path, chosen, machine))
+
+
+def check_root(root: Root, cpu: str) -> None:
+    """Raises NotEmulatedError when the emulated Python itself does not run: a wheel would get the blame for its damage."""
+    done = run(root, cpu, ["-c", f"import {_IMPORTED}"], folder=root.path)
+    if done.failure:
+        raise NotEmulatedError(f"the emulated system is damaged ({done.failure})", f"delete {root.path} and try again")
 
 
 def find_qemu(triple: str) -> Path:

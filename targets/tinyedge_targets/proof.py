@@ -157,7 +157,10 @@ def _emulated(place: Workplace, root: emulation.Root, cpu: str, index: int, coun
     facts = emulated_cpu(cpu)
     # On x86 the features come from /proc/cpuinfo, which qemu passes on as this machine has it.
     features = () if facts.triple == "x86_64-linux-gnu" else facts.features
-    return emulated_trial(place, root, cpu, place.expected(facts.variant, features), first=index == 0)
+    trial = emulated_trial(place, root, cpu, place.expected(facts.variant, features), first=index == 0)
+    if not trial.passed:
+        emulation.check_root(root, cpu)
+    return trial
 
 
 def _check_native(triple: str, wanted: Sequence[Board]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,3 +173,15 @@ def test_a_folder_that_is_gone_is_a_program_that_cannot_start(tmp_path: Path) ->
         done = python_here("print(1)", folder)
         assert done.code == 126
         assert done.failure.startswith(f"exit 126: {folder}: ")
+
+
+@pytest.mark.emulation
+def test_a_damaged_root_is_told_with_a_remedy(tmp_path: Path) -> None:
+    root = root_for("aarch64-linux-gnu")
+    emulation.check_root(root, "cortex-a72")
+    shutil.copytree(root.path, tmp_path / "root", symlinks=True)
+    shutil.rmtree(tmp_path / "root/usr/lib/python3/dist-packages/numpy")
+    copy = tmp_path / "root"
+    damaged = dataclasses.replace(root, path=copy, launchers=copy / root.launchers.relative_to(root.path))
+    with pytest.raises(NotEmulatedError, match=r"damaged .*numpy.* delete .*root and try again"):
+        emulation.check_root(damaged, "cortex-a72")

@@ -47,7 +47,7 @@ _BRANCH = re.compile(r"(?:bnd )?(?:call|jmp|j[a-z]{1,4}|loop|loopn?e)")
 _ADDRESS = re.compile(r"0x([0-9a-f]+)")
 _THROUGH_MEMORY = (b"\xff\x25", b"\xf2\xff\x25")  # jmp [rip + offset], with and without the bnd prefix
 _LONGEST = 15  # bytes of an instruction
-_PIECE = 1 << 20  # capstone keeps 240 bytes for each instruction of what it is given
+_PIECE = 1 << 10  # capstone keeps 240 bytes for each instruction it is given, and reads a row of prefixes to its end
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 
