@@ -30,7 +30,8 @@ _FILE_BLOCKS = 4 << 20  # of 512 bytes (POSIX ulimit -f): 2 GiB
 # Signing return addresses as the architecture says takes three quarters of the time of a Debian 13 program.
 _OPTIONS = {("aarch64-linux-gnu", "max"): "max,pauth-impdef=on"}
 
-_IMPORTED = "diskcache, jinja2, numpy, psutil, tqdm, typing_extensions, yaml"  # of debian.PACKAGES, by a trial
+# What a trial takes of debian.PACKAGES; a name from within, since a folder that lost its files still imports.
+_IMPORTS = "import diskcache, jinja2, psutil, tqdm, typing_extensions; from numpy import ndarray; from yaml import load"
 _SHELL_CANNOT_START = 126
 _SHELL_SIGNAL_BASE = 128  # what a shell adds to the number of the signal that ended a program
 
@@ -115,7 +116,7 @@ def prepare(triple: str, python: str = DEFAULT_PYTHON) -> Root:
 
 def check_root(root: Root, cpu: str) -> None:
     """Raises NotEmulatedError when the emulated Python itself does not run: a wheel would get the blame for its damage."""
-    done = run(root, cpu, ["-c", f"import {_IMPORTED}"], folder=root.path)
+    done = run(root, cpu, ["-c", _IMPORTS], folder=root.path)
     if done.failure:
         raise NotEmulatedError(f"the emulated system is damaged ({done.failure})", f"delete {root.path} and try again")
 
