@@ -130,10 +130,8 @@ def _built_for(wheel: Wheel) -> tuple[Board, ...]:
 def _tried(wheel: Wheel, wanted: Sequence[Board], python: str | None, progress: Progress) -> tuple[Trial, ...]:
     """The trials of the wheel; raises NotEmulatedError with the reason when there can be none."""
     triple = triple_of(wheel)
-    of_this_machine = not wanted and all(
-        each.startswith("linux_") for each in wheel.platforms
-    )  # what pip builds and no index takes
-    cpus = () if of_this_machine else cpus_of(triple, wanted)
+    built_here = all(each.startswith("linux_") for each in wheel.platforms)  # as pip builds them, and no index takes them
+    cpus = () if built_here and not wanted and triple == _triple_here() else cpus_of(triple, wanted)
     if not cpus:
         _check_native(triple, wanted)
     else:
@@ -165,16 +163,19 @@ def _emulated(place: Workplace, root: emulation.Root, cpu: str, index: int, coun
 
 def _check_native(triple: str, wanted: Sequence[Board]) -> None:
     """Raises NotEmulatedError unless this machine can run wheels of `triple` for the `wanted` boards itself."""
-    table, system = (_MACOS, "macOS") if sys.platform == "darwin" else (_LINUX, "Linux")
-    here = table.get(platform.machine(), "")
-    if triple != here:
+    if triple != _triple_here():
         raise NotEmulatedError(
-            f"the wheel is for {triple or 'a processor of no board'}: no emulator stands for it on this {system} machine"
+            f"the wheel is for {triple or 'a processor of no board'}, this machine is not, and no emulator stands for it"
         )
     needed = {word for board in wanted if board.triple == triple for word in board.features}
     lacking = sorted(needed - _flags()) if sys.platform != "darwin" else []
     if lacking:
         raise NotEmulatedError(f"qemu emulates no such processor, and this machine's own lacks {', '.join(lacking)}")
+
+
+def _triple_here() -> str:
+    table = _MACOS if sys.platform == "darwin" else _LINUX
+    return table.get(platform.machine(), "")
 
 
 def _flags() -> set[str]:
