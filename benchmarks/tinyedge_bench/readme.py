@@ -2,7 +2,7 @@
 
 python -m tinyedge_bench.readme            write the blocks between <!-- begin NAME --> and <!-- end NAME -->
 python -m tinyedge_bench.readme --check    fail when the README differs from the kept results
-python -m tinyedge_bench.readme --record   run the commands whose output the README shows, and keep it
+python -m tinyedge_bench.readme --record [NAME...]   run the commands whose output the README shows, and keep it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,15 @@ COMMANDS = {
 _BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 
-def record() -> None:
-    """Runs the commands and keeps what they print, stdout and stderr as a terminal would mix them."""
-    outputs = {}
+def record(names: Collection[str]) -> None:
+    """Runs the commands called `names` and keeps what they print, stdout and stderr as a terminal would mix them."""
+    outputs = kept("outputs")["outputs"] if set(names) < set(COMMANDS) else {}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
         for part in ("edge", "README.md"):
             (Path(folder) / part).symlink_to(ROOT / part)
-        for name, command in COMMANDS.items():
+        for name in names:
+            command = COMMANDS[name]
             done = subprocess.run(
                 ["sh", "-c", command],
                 cwd=folder,
@@ -142,10 +143,10 @@ def render(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fill the README from the kept results.")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--record", nargs="*", choices=tuple(COMMANDS), metavar="NAME")
     options = parser.parse_args()
-    if options.record:
-        record()
+    if options.record is not None:
+        record(options.record or tuple(COMMANDS))
     before = README.read_text()
     after = render(before)
     if options.check:
