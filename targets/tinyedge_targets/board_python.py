@@ -14,8 +14,8 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from tinyedge.errors import BoardError
 from tinyedge_targets.boards import Board
+from tinyedge_targets.zig import PROCESSORS
 
-_PROCESSORS = {"aarch64-linux-gnu": "aarch64", "arm-linux-gnueabihf": "armv7l", "x86_64-linux-gnu": "x86_64"}
 # The oldest glibc of a manylinux tag (PEP 600): manylinux2014 for ARM; x86-64 began with manylinux1.
 _OLDEST_GLIBC = {"x86_64": 5}
 # PEP 600's names for the tags before it.
@@ -91,7 +91,7 @@ def board_python(board: Board, python: str) -> BoardPython:
     if board.triple == "native":
         machine, glibc = _native_machine(), platform.libc_ver()[1]
     else:
-        machine, glibc = _PROCESSORS[board.triple], board.glibc
+        machine, glibc = PROCESSORS[board.triple], board.glibc
     if not re.fullmatch(r"2\.\d+", glibc):
         raise BoardError(f"{board.title} has no glibc that wheels could be chosen for", "name the board itself with --board")
     return BoardPython(python=python, system="Linux", machine=machine, glibc="", platforms=()).with_glibc(glibc)

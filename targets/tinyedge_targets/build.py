@@ -15,7 +15,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tinyedge.errors import BoardError, BuildError, DiskSpaceError
 from tinyedge_targets import zig
 from tinyedge_targets.boards import Board
 from tinyedge_targets.cache import cache_folder, content_key, entry_in_progress, is_sealed, seal
+from tinyedge_targets.progress import Progress
 from tinyedge_targets.runner import Runner
 from tinyedge_targets.sdist import Sdist, unpack
 
@@ -73,7 +73,6 @@ PACKED_SOURCES = ("llama_cpp", "PKG-INFO", "LICENSE.md", "vendor/llama.cpp/LICEN
 # What CMake, ninja, the shell or -ffile-prefix-map take for something else than a part of a name.
 _UNUSABLE = re.compile(r"""[\x00-\x1f\x7f\ud800-\udfff"$`:;=\\]""")
 _FREE_BYTES = 1 << 30  # a universal build takes 0.6 GB: sources, objects and zig's own libraries
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +100,6 @@ class BuiltLibraries:
     folder: Path
     compiler: str
     flags: tuple[str, ...]
-    key: str
     seconds: float
 
 
@@ -167,7 +165,6 @@ def build_libraries(build: Build, sdist: Sdist, *, progress: Progress) -> BuiltL
         folder=folder / key,
         compiler=recipe.compiler,
         flags=recipe.flags,
-        key=key,
         seconds=0.0 if new is None else time.monotonic() - begun,
     )
 

@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,8 @@ from tinyedge_targets.board_python import BoardPython, board_python, needed_glib
 from tinyedge_targets.boards import Board
 from tinyedge_targets.dependencies import download_wheels
 from tinyedge_targets.own_wheel import DISTRIBUTION, build_own_wheel
+from tinyedge_targets.progress import Progress
 from tinyedge_targets.wheel_file import open_wheel
-
-Progress = Callable[[str, int, int], None]  # a stage's name, how much of it is done, of how much (0 when that is not known)
 
 _TIME = 1580601600  # 2020-02-02, as in wheels: an archive's content must not depend on when it was made
 _BLOCK = 512  # tar rounds each file up to it, and puts as much in front
@@ -82,8 +81,8 @@ def make_bundle(
     if target.machine == debian_wheels.MACHINE:
         target = debian_wheels.on_debian(target)
     open_wheel(llama_wheel)
-    model_size = model_bytes(model)
-    _check_folder(folder, _WHEELS_BYTES + model_size)
+    model_bytes = _model_bytes(model)
+    _check_folder(folder, _WHEELS_BYTES + model_bytes)
     try:
         with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder) as temporary:
             wheels = _collect_wheels(target, llama_wheel, Path(temporary), progress)
@@ -114,7 +113,7 @@ def _check_python(own: Path, target: BoardPython) -> None:
         )
 
 
-def model_bytes(model: Path | None) -> int:
+def _model_bytes(model: Path | None) -> int:
     """The size of the model, 0 without one. Raises ModelNotFoundError, GGUFError."""
     if model is None:
         return 0

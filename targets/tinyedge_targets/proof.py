@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ from tinyedge.errors import NotEmulatedError
 from tinyedge_targets import emulation
 from tinyedge_targets.boards import Board, boards, emulated_cpu, find_board
 from tinyedge_targets.checks import Check
+from tinyedge_targets.progress import Progress
 from tinyedge_targets.static_checks import check_wheel
 from tinyedge_targets.trials import Trial, Workplace, emulated_trial, make_workplace, native_trial
 from tinyedge_targets.wheel_file import Wheel, open_wheel
+from tinyedge_targets.zig import PROCESSORS
 
 # The machine of a wheel's platform tag, on Linux and on macOS -> the triple of its boards.
-_LINUX = {"aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
+_LINUX = {machine: triple for triple, machine in PROCESSORS.items()}
 _MACOS = {"arm64": "aarch64-macos"}
-
-# Told what is done now, how many steps are done, and of how many.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +89,13 @@ def prove(wheel: Path, boards: Sequence[Board] = (), *, python: str | None = Non
     opened = open_wheel(wheel)
     wanted = tuple(boards) or _built_for(opened)
     progress("check files", 0, 0)
-    static = tuple(dict.fromkeys(check for board in wanted or (None,) for check in check_wheel(wheel, board)))
+    static = _static(wheel, wanted)
     trials: tuple[Trial, ...] = ()
     reason = remedy = ""
     try:
         trials = _tried(opened, wanted, python, progress)
     except NotEmulatedError as error:
-        reason = str(error)
+        reason, remedy = error.problem, error.remedy
     return Proof(
         wheel=wheel,
         boards=tuple(board.name for board in wanted),
@@ -107,6 +106,15 @@ def prove(wheel: Path, boards: Sequence[Board] = (), *, python: str | None = Non
         remedy=remedy,
         seconds=time.perf_counter() - started,
     )
+
+
+def _static(wheel: Path, wanted: Sequence[Board]) -> tuple[Check, ...]:
+    """The static checks for every board: all that fail, and of those that hold for all boards one of each name."""
+    kinds = {(board.triple, board.glibc, board.cpu, board.features): board for board in wanted}
+    found = list(dict.fromkeys(check for board in kinds.values() or (None,) for check in check_wheel(wheel, board)))
+    failing = {check.name for check in found if not check.passed}
+    passing = {check.name: check for check in reversed(found) if check.name not in failing}
+    return tuple(check for check in found if not check.passed or passing.get(check.name) is check)
 
 
 def triple_of(wheel: Wheel) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tinyedge.errors import OutputError
 from tinyedge_targets.boards import Board
-from tinyedge_targets.build import Build, Progress, build_libraries, plan_build
+from tinyedge_targets.build import Build, build_libraries, plan_build
 from tinyedge_targets.cache import cache_folder
 from tinyedge_targets.pack import pack
+from tinyedge_targets.progress import Progress
 from tinyedge_targets.sdist import fetch_sdist, installed_version
 
 

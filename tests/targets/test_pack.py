@@ -35,7 +35,7 @@ def built(folder: Path, build: Build = UNIVERSAL, bindings: str = "import os\n_b
     (folder / "lib").mkdir()
     for name in ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu-armv8.0_1.so", "libggml-cpu-armv8.2_2.so"):
         (folder / "lib" / name).write_bytes(name.encode())
-    return BuiltLibraries(build=build, folder=folder, compiler="zig 1", flags=("-O3",), key="k", seconds=1.0)
+    return BuiltLibraries(build=build, folder=folder, compiler="zig 1", flags=("-O3",), seconds=1.0)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_without_an_emulator_a_sound_wheel_passes_by_its_files_and_is_told_unpro
     monkeypatch.setattr(emulation, "prepare", missing)
     proof = prove(universal_wheel, find_boards("rpi4"), progress=silent)
     assert (proof.passed, proof.emulated, proof.trials) == (True, False, ())
-    assert proof.reason == "no emulator is here; install one"
+    assert (proof.reason, proof.remedy) == ("no emulator is here", "install one")
     assert "not emulated" in proof.verdict
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tinyedge.cli.wheel import _shortfall
 from tinyedge_targets.cache import cache_folder
+from tinyedge_targets.proof import Proof
 
 VERSION = "9.9"
 _MAIN = "from tinyedge.cli.entry import main; main()"
@@ -158,6 +160,22 @@ def test_a_file_that_is_no_wheel(tmp_path: Path, content: str) -> None:
     assert "tinyedge wheel" in error_of(run("verify", str(path), cache=tmp_path), 20)
 
 
+def test_what_was_not_run_is_told_with_the_remedy_for_that_alone() -> None:
+    proof = Proof(
+        wheel=Path("a.whl"),
+        boards=("rpi4",),
+        static=(),
+        trials=(),
+        emulated=False,
+        reason="apt-get is needed",
+        remedy="verify it on Debian",
+        seconds=1.0,
+    )
+    error = _shortfall(proof)
+    assert error is not None and error.exit_code == 22
+    assert str(error) == "a.whl is as it should be but was not run: apt-get is needed; verify it on Debian"
+
+
 class TestBuilding:
     """With small sources in place of llama.cpp's, built by the real tools."""
 
@@ -249,6 +267,8 @@ def test_one_command_gives_a_proven_wheel_and_the_archive_for_the_board(tmp_path
     report = json.loads(done.stdout)
     (wheel,) = report["wheels"]
     assert wheel["proof"]["passed"] and wheel["proof"]["emulated"]
+    checked = [check["name"] for check in wheel["proof"]["static"]]
+    assert len(checked) == len(set(checked)), "what holds for all boards is said once"
     assert Path(wheel["path"]).read_bytes() == universal_wheel.read_bytes()
     assert {trial["cpu"]: trial["variant"] for trial in wheel["proof"]["trials"]} == {
         "cortex-a72": "armv8.0_1",

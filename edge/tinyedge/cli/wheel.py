@@ -25,8 +25,9 @@ from tinyedge.cli.output import (
 from tinyedge.errors import NotEmulatedError, ProofError, TinyEdgeError
 
 if TYPE_CHECKING:
-    from tinyedge_targets.build import Progress
+    from tinyedge_targets.boards import Board
     from tinyedge_targets.bundle import Bundle
+    from tinyedge_targets.progress import Progress
     from tinyedge_targets.proof import Proof
     from tinyedge_targets.wheels import BuiltWheel
 
@@ -109,42 +110,25 @@ def wheel(
         raise typer.BadParameter("name one or several; `tinyedge boards` lists them", param_hint="--board")
     from tinyedge_targets.boards import find_boards
     from tinyedge_targets.build import require_tools
-    from tinyedge_targets.proof import prove
-    from tinyedge_targets.wheels import deliver, make_wheels, staging_folder
 
     boards = find_boards(board)
     pythons = {each.name: each.python(python) for each in boards}
     require_tools()
-    from tinyedge_targets.bundle import make_bundle
     from tinyedge_targets.own_wheel import build_own_wheel
+    from tinyedge_targets.wheels import make_wheels, staging_folder
 
-    model, model_name = _bundled_model(bundle) if bundle is not None else (None, "")
+    model = _bundled_model(bundle) if bundle is not None else None
     objects, bundles, failed = [], [], []
     with staging_folder(out) as staging:
         with _stages() as progress:
             made = make_wheels(boards, staging, single=single, version=version, progress=progress)
         for each in made:
-            with _stages() as progress:
-                proof = prove(each.path, each.boards, python=pythons[each.boards[0].name], progress=progress)
-            if not json:
-                _print_proof(proof)
+            proof, wheel = _prove_and_deliver(each, pythons[each.boards[0].name], out, quiet=json)
+            objects.append(_wheel_object(each, wheel, proof))
             if error := _shortfall(proof):
                 failed.append(error)
-            wheel = deliver(each, out) if proof.passed else None
-            objects.append(_wheel_object(each, wheel, proof))
-            if wheel is None:
-                continue
-            if not json:
-                _print_wheel(wheel)
-            for target in each.boards if model else ():
-                with _stages() as progress:
-                    bundles.append(
-                        make_bundle(
-                            target, pythons[target.name], wheel.path, model, out, model_name=model_name, progress=progress
-                        )
-                    )
-                if not json:
-                    _print_bundle(bundles[-1])
+            if wheel is not None and model is not None:
+                bundles += [_bundle(wheel, target, pythons[target.name], model, out, quiet=json) for target in wheel.boards]
         own = build_own_wheel(staging)
         own = own.replace(out / own.name)
     if json:
@@ -154,6 +138,33 @@ def wheel(
         flush()
     if failed:
         raise failed[0]
+
+
+def _prove_and_deliver(made: BuiltWheel, python: str, out: Path, *, quiet: bool) -> tuple[Proof, BuiltWheel | None]:
+    """The proof, and the wheel in its place in `out`: None when it failed."""
+    from tinyedge_targets.proof import prove
+    from tinyedge_targets.wheels import deliver
+
+    with _stages() as progress:
+        proof = prove(made.path, made.boards, python=python, progress=progress)
+    wheel = deliver(made, out) if proof.passed else None
+    if not quiet:
+        _print_proof(proof)
+        if wheel is not None:
+            _print_wheel(wheel)
+    return proof, wheel
+
+
+def _bundle(wheel: BuiltWheel, board: Board, python: str, model: tuple[Path, str], out: Path, *, quiet: bool) -> Bundle:
+    """The archive for one board, with the model and the name it gets."""
+    from tinyedge_targets.bundle import make_bundle
+
+    path, name = model
+    with _stages() as progress:
+        made = make_bundle(board, python, wheel.path, path, out, model_name=name, progress=progress)
+    if not quiet:
+        _print_bundle(made)
+    return made
 
 
 def _bundled_model(argument: str) -> tuple[Path, str]:
