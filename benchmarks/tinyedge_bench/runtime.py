@@ -19,10 +19,13 @@ from time import perf_counter
 from typing import Any
 
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
-from tinyedge.engine import Engine, Sampling
+from tinyedge.engine import Engine, context_settings
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
-from tinyedge.native.runtime import Context, Model, Sampler
+from tinyedge.native.context import Context
+from tinyedge.native.model import Model
+from tinyedge.native.sampler import Sampler
+from tinyedge.sampling import Sampling
 from tinyedge_bench.random_checkpoint import demo_tokenizer
 from tinyedge_bench.results import keep, run_command
 from tinyedge_quantize.convert import convert
@@ -88,11 +91,7 @@ def overhead(model: Path, runs: int) -> list[float]:
 
 def _native_seconds(model: Model, plan: LoadPlan, count: int) -> float:
     """The same generation with nothing but decode and sample."""
-    greedy: dict[str, Any] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-    with (
-        Context(model, context=plan.context, threads=plan.threads) as context,
-        Sampler(model, **greedy, repeat_last=0, seed=0) as sampler,
-    ):
+    with Context(model, context_settings(plan)) as context, Sampler(model, Sampling(temperature=0.0)) as sampler:
         started = perf_counter()
         context.decode_all(model.tokenize(PROMPT))
         context.wait()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
 from tinyedge.backends import LoadPlan
-from tinyedge.native.runtime import Context, Model
+from tinyedge.engine import context_settings
+from tinyedge.native.context import Context
+from tinyedge.native.model import Model
 
 _SEED = 0  # which random tokens does not matter, the same ones in every run make runs equal
 
@@ -96,7 +98,7 @@ def measure(path: Path, plans: Sequence[LoadPlan], tests: Sequence[Workload], re
     with Model(path, device=first.device.name if on_gpu else None, gpu_layers=first.gpu_layers) as model:
         for plan in plans:
             for test in tests:
-                with Context(model, context=test.tokens, threads=plan.threads, kv_type=plan.kv_type, gpu=on_gpu) as context:
+                with Context(model, replace(context_settings(plan), context=test.tokens)) as context:
                     yield from _repeat(context, test, plan.threads, _random_tokens(model, test.tokens), repetitions)
 
 

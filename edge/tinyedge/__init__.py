@@ -1,3 +1,50 @@
-"""tinyedge: from a PyTorch checkpoint to tokens per second on a small device."""
+"""tinyedge: from a PyTorch checkpoint to tokens per second on a small device.
+
+As a library: `Engine` loads a model and generates, `Sampling` says how tokens are chosen, `Request` what to ask of the
+machine, `Message` is a turn of a conversation. They are imported when they are first used, so that this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tinyedge.backends import LoadPlan, Request
+    from tinyedge.chat_template import Message
+    from tinyedge.engine import Engine
+    from tinyedge.errors import TinyEdgeError
+    from tinyedge.generation import Chunk, Completion, Speed
+    from tinyedge.sampling import Sampling
+
+_HOMES = {
+    "Chunk": "generation",
+    "Completion": "generation",
+    "Engine": "engine",
+    "LoadPlan": "backends",
+    "Message": "chat_template",
+    "Request": "backends",
+    "Sampling": "sampling",
+    "Speed": "generation",
+    "TinyEdgeError": "errors",
+}
+__all__ = [
+    "Chunk",
+    "Completion",
+    "Engine",
+    "LoadPlan",
+    "Message",
+    "Request",
+    "Sampling",
+    "Speed",
+    "TinyEdgeError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,141 +2,113 @@
 
 from __future__ import annotations
 
-import codecs
 import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tinyedge.backends import LoadPlan
-from tinyedge.errors import PromptError
+from tinyedge.errors import EngineBusyError, NativeError, PromptError
+from tinyedge.generation import Chunk, Completion, Meter, Speed, TextBuilder, TokenLikelihood, likelihoods
 from tinyedge.native import log
-from tinyedge.native.runtime import Context, Model, Sampler
+from tinyedge.native.context import Context, ContextSettings
+from tinyedge.native.model import Adapter, Model
+from tinyedge.native.sampler import Sampler
+from tinyedge.sampling import Sampling
 
-_INT32_MAX = 2**31 - 1  # what the C functions take
+if TYPE_CHECKING:
+    from tinyedge.chat_template import ChatTemplate, Message
+    from tinyedge.speculation import Drafter, Speculator
 
+# Logits that one decode may give: one token and the most that are ever drafted at a time.
+DRAFT_ROWS = 17
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen; llama.cpp's own defaults. Temperature 0 takes the likeliest token.
+_LAST_ROW = -1
 
-    Raises ValueError, one sentence, for a value that has no meaning.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules = (
-            (0.0 <= self.temperature <= 100.0, "the temperature must be from 0 to 100", self.temperature),
-            (0 <= self.top_k <= _INT32_MAX, f"top-k must be 0 (no limit) or more, at most {_INT32_MAX}", self.top_k),
-            (0.0 < self.top_p <= 1.0, "top-p must be above 0 and at most 1", self.top_p),
-            (0.0 <= self.min_p <= 1.0, "min-p must be from 0 to 1", self.min_p),
-            (0.0 < self.repeat_penalty <= 10.0, "the repeat penalty must be above 0 and at most 10", self.repeat_penalty),
-            (0 <= self.repeat_last <= _INT32_MAX, f"the repeat window must be from 0 to {_INT32_MAX}", self.repeat_last),
-            (0 <= self.seed < 2**32 - 1, f"the seed must be from 0 to {2**32 - 2}", self.seed),
-        )
-        for holds, rule, value in rules:
-            if not holds:
-                raise ValueError(f"{rule}, not {_shown(value)}")
-
-
-def _shown(value: float) -> str:
-    """A number for an error message, one of hundreds of digits cut."""
-    text = str(value) if isinstance(value, int) else f"{value:g}"
-    return text if len(text) <= 24 else f"{text[:24]}..."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """What one generation took. Rates are tokens per second, None where nothing was measured.
-
-    `ttft_s` runs from the call of `stream` to the first token; `generated_tokens_per_s` counts the decodes after it and
-    leaves out the time that the reader of the stream took. `stop_reason` is one of end (the model ended the text),
-    length (max_tokens), context (the context is full), interrupted. `prompt_tokens` are those that were read: after an
-    interruption perhaps not the whole prompt.
-    """
-
-    load_s: float
-    prompt_tokens: int
-    prompt_tokens_per_s: float | None
-    ttft_s: float | None
-    generated_tokens: int
-    generated_tokens_per_s: float | None
-    peak_rss_bytes: int
-    stop_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Text as it comes, always whole characters, with the number of tokens it took. The last one carries the speed."""
-
-    text: str
-    tokens: int
-    speed: Speed | None = None
-
-
-@dataclass(slots=True)
-class _Meter:
-    """The counters of the generation that runs now."""
-
-    prompt_tokens: int = 0
-    prompt_s: float = 0.0
-    ttft_s: float | None = None
-    generated: int = 0
-    decodes: int = 0
-    decode_s: float = 0.0
+Progress = Callable[[int, int], None]
+# Asked when the context is full: which positions of the KV cache may go, from and up to; None ends the text.
+MakeRoom = Callable[[], "tuple[int, int] | None"]
 
 
 @dataclass(slots=True)
 class Engine:
-    """A loaded model that generates one text at a time. Make it with `open`, close it with `with` or `close`."""
+    """A loaded model that generates one text at a time. Make it with `open`, close it with `with` or `close`.
 
+    It may be used from any thread, by one at a time: a second call while a stream is open raises EngineBusyError.
+    `cached` are the tokens whose state the KV cache holds now.
+
+    >>> from tinyedge import Engine, Sampling
+    >>> with Engine.open("demo.gguf") as engine:
+    ...     print(engine.complete("Once upon a time", Sampling(temperature=0), max_tokens=8).text)
+    """
+
+    path: Path
     plan: LoadPlan
     model: Model
     context: Context
     load_s: float
-    _meter: _Meter = field(default_factory=_Meter)
+    cached: list[int] = field(default_factory=list)
+    _meter: Meter = field(default_factory=Meter)
+    _adapters: tuple[Adapter, ...] = ()
+    _scales: tuple[float, ...] = ()
+    _embedder: Context | None = None
+    _template: ChatTemplate | None = None
+    _speedup: float | None = None
+    _use: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(
         cls,
         path: str | os.PathLike[str],
-        plan: LoadPlan,
+        plan: LoadPlan | None = None,
+        *,
+        lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+        draft_rows: int = 1,
         verbose: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> Engine:
-        """An engine on the GGUF file at `path`, which must have passed `check_runnable`: llama.cpp may abort on others.
+        """An engine on the GGUF file at `path`.
 
-        `verbose` shows llama.cpp's own log on stderr, `progress` is told the share of the weights that is loaded, 0 to 1.
-        Raises NativeError when llama.cpp refuses.
+        Without a `plan` the file is checked and the plan that suits this machine made; a file that comes with a plan must
+        have passed `check_runnable`: llama.cpp may abort on others. `lora` are adapter files, each with its scale.
+        `draft_rows` above 1 makes room for as many rows of logits in one pass, which a drafter needs. `verbose` shows
+        llama.cpp's own log on stderr, `progress` is told the share of the weights that is loaded, 0 to 1.
+        Raises GGUFError and MemoryFitError for a file or a machine that will not do, AdapterError for an adapter of another
+        model, NativeError when llama.cpp refuses.
         """
+        if plan is None:
+            plan = _plan_for(Path(path))
         log.set_verbose(verbose)
         begun = perf_counter()
         on_gpu = plan.backend != "cpu"
-        model = Model(path, device=plan.device.name if on_gpu else None, gpu_layers=plan.gpu_layers, progress=progress)
+        model = Model(
+            path,
+            device=plan.device.name if on_gpu else None,
+            gpu_layers=plan.gpu_layers,
+            mmap=plan.mmap,
+            mlock=plan.mlock,
+            progress=progress,
+        )
         try:
-            context = Context(
-                model,
-                context=plan.context,
-                threads=plan.threads,
-                kv_type=plan.kv_type,
-                gpu=on_gpu and plan.gpu_layers > 0,
-            )
+            adapters = tuple(_adapter(model, Path(path), Path(file)) for file, _ in lora)
+            context = Context(model, context_settings(plan, outputs=draft_rows))
         except BaseException:
             model.close()
             raise
-        return cls(plan, model, context, perf_counter() - begun)
+        engine = cls(Path(path), plan, model, context, perf_counter() - begun, _adapters=adapters)
+        if adapters:
+            engine.set_adapter_scales([scale for _, scale in lora])
+        return engine
 
     def close(self) -> None:
+        """Frees everything; waits for no one, so an open stream must be ended before."""
+        if self._embedder is not None:
+            self._embedder.close()
         self.context.close()
         self.model.close()
 
@@ -146,91 +118,333 @@ class Engine:
     def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        if not self._use.acquire(blocking=False):
+            raise EngineBusyError("this engine is generating already")
+        try:
+            yield
+        finally:
+            self._use.release()
+
     def stream(
         self,
-        prompt: str,
-        sampling: Sampling,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Chunk]:
-        """Yields the text that follows `prompt`, from an empty context.
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int = 0,
+        drafter: Drafter | None = None,
+        reuse: bool = False,
+        make_room: MakeRoom | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """Yields the text that follows `prompt`, a text or the ids of its tokens.
 
-        Stops when the model ends the text, after `max_tokens`, or when the context is full. While the prompt is read,
-        `progress` is told many times how many of its tokens are done and how many there are. Raises PromptError when the
-        prompt is empty and the model has no token to begin with, or when it does not fit the context.
+        Stops when the model ends the text, before the first of the `stop` strings, after `max_tokens`, or when the context is
+        full and `make_room` is not given or gives nothing. `logprobs` is the number of likeliest tokens to report at each
+        place. `drafter` guesses tokens ahead. With `reuse`, the beginning that the prompt shares with what the KV cache
+        holds is not computed again; without it the same seed gives the same text whatever went before. While the prompt is
+        read, `progress` is told many times how many of its tokens are done and how many there are.
+
+        Closing the iterator ends the generation. Raises PromptError when the prompt is empty and the model has no token to
+        begin with, or when it does not fit the context.
         """
-        begun = perf_counter()
-        meter = self._meter = _Meter()
-        tokens = self._prompt_tokens(prompt)
+        with self._used():
+            begun = perf_counter()
+            sampling = sampling or Sampling()
+            meter, self._speedup = Meter(), None
+            self._meter = meter
+            tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else list(prompt)
+            self._check_fits(tokens)
+            speculator = self._speculator(drafter)
+            with Sampler(self.model, sampling) as sampler:
+                if sampling.looks_back:
+                    for token in tokens:
+                        sampler.accept(token)
+                try:
+                    self._read(tokens, reuse=reuse, progress=progress)
+                    token = sampler.sample(self.context)
+                    meter.ttft_s = perf_counter() - begun
+                    text = TextBuilder(self.model.piece, stop)
+                    yield from self._generate(token, sampler, text, max_tokens, logprobs, speculator, make_room)
+                finally:
+                    self._forget_after(len(self.cached))
 
-        def read(done: int) -> None:
-            meter.prompt_tokens = done
-            if progress is not None:
-                progress(done, len(tokens))
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int = 0,
+        drafter: Drafter | None = None,
+        reuse: bool = False,
+    ) -> Completion:
+        """The whole text that follows `prompt`; see `stream`."""
+        return self._collect(
+            self.stream(prompt, sampling, max_tokens, stop=stop, logprobs=logprobs, drafter=drafter, reuse=reuse)
+        )
 
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, str]],
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int = 0,
+        drafter: Drafter | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """Yields the answer to a conversation, through the model's own chat template.
+
+        `messages` have a role (system, user, assistant) and a content; the last is the user's. What the KV cache holds of
+        the conversation already is not computed again. Raises TemplateError when the model has no template or it refuses.
+        """
+        tokens = self.chat_tokens(messages)
+        return self.stream(tokens, sampling, max_tokens, stop=stop, logprobs=logprobs, drafter=drafter, reuse=True)
+
+    def chat_tokens(self, messages: Iterable[Message | Mapping[str, str]]) -> list[int]:
+        """The prompt that asks for the answer to `messages`, as tokens."""
+        from tinyedge.chat_template import Message
+
+        whole = [each if isinstance(each, Message) else Message(each["role"], each["content"]) for each in messages]
+        return self.template.tokens(self.model, whole)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template in the model's file. Raises TemplateError when there is none."""
+        from tinyedge.chat_template import ChatTemplate
+        from tinyedge.errors import TemplateError
+        from tinyedge.gguf_file import read_gguf
+
+        if self._template is None:
+            self._template = ChatTemplate.of_model(read_gguf(self.path))
+        if self._template is None:
+            raise TemplateError(f"{self.path.name} has no chat template", "use stream() or complete(), or give a template")
+        return self._template
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The tokens of `text`, with BOS where the model wants one; texts of control tokens count as such."""
+        self._check_length(len(text.encode("utf-8")))
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def embed(self, text: str) -> list[float]:
+        """The mean of the last hidden states over the tokens of `text`: as many numbers as the model is wide."""
+        with self._used():
+            tokens = self.prompt_tokens(text)
+            self._check_fits(tokens)
+            if self._embedder is None:
+                settings = context_settings(self.plan)
+                self._embedder = Context(self.model, replace(settings, embeddings=True, batch=self.plan.context))
+            self._embedder.clear()
+            self._embedder.decode_all(tokens)
+            self._embedder.wait()
+            return self._embedder.embedding()
+
+    def set_adapter_scales(self, scales: Sequence[float]) -> None:
+        """Applies the adapters that the engine was opened with, each at its scale, 0 for off.
+
+        The KV cache is emptied when that changes anything: its tokens were computed with other weights.
+        """
+        if len(scales) != len(self._adapters):
+            raise ValueError(f"{len(scales)} scales for {len(self._adapters)} adapters")
+        with self._used():
+            if tuple(scales) == self._scales:
+                return
+            pairs = zip(self._adapters, scales, strict=True)
+            self.context.set_adapters([(adapter, scale) for adapter, scale in pairs if scale])
+            self._scales = tuple(scales)
+            self.forget()
+
+    @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        return self._scales
+
+    def forget(self) -> None:
+        """Empties the KV cache."""
         self.context.clear()
-        with _sampler(self.model, sampling) as sampler:
-            if sampling.repeat_penalty != 1.0:
-                for token in tokens:
-                    sampler.accept(token)
-            started = perf_counter()
-            self.context.decode_all(tokens, read)
-            self.context.wait()
-            now = perf_counter()
-            meter.prompt_s = now - started
-            token = sampler.sample(self.context)
-            meter.ttft_s = perf_counter() - begun
-            yield from self._generate(token, sampler, max_tokens)
+        self.cached.clear()
 
-    def _generate(self, token: int, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
-        meter, model, context = self._meter, self.model, self.context
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        room = self.plan.context - meter.prompt_tokens
-        limit = room if max_tokens is None else min(max_tokens, room)
-        pending = 0
-        while not (ended := model.ends_generation(token)) and meter.generated < limit:
-            meter.generated += 1
-            pending += 1
-            text = decoder.decode(model.piece(token))
-            if text:
-                yield Chunk(text, pending)
-                pending = 0
-            if meter.generated == limit:
-                break
-            started = perf_counter()
-            context.decode(token)
-            token = sampler.sample(context)
-            meter.decode_s += perf_counter() - started
-            meter.decodes += 1
-        reason = "end" if ended else "length" if limit == max_tokens else "context"
-        yield Chunk(decoder.decode(b"", final=True), pending, self.speed(reason))
+    def discard(self, start: int, end: int) -> None:
+        """Takes the tokens at positions `start` up to `end` out of the KV cache; those behind move up, nothing is recomputed.
+
+        Where the model's state cannot be moved, everything from `start` on is forgotten.
+        """
+        if not self.context.can_shift or not self.context.remove(start, end):
+            self._forget_after(start)
+            return
+        self.context.shift(end, len(self.cached), start - end)
+        del self.cached[start:end]
+
+    def restore(self, tokens: Sequence[int], state: bytes | memoryview) -> bool:
+        """Fills the KV cache with a state that `context.state()` gave for these tokens; False and an empty cache otherwise."""
+        with self._used():
+            self.cached.clear()
+            if len(tokens) > self.plan.context or not self.context.restore(state):
+                return False
+            self.cached.extend(tokens)
+            return True
+
+    @property
+    def draft_speedup(self) -> float | None:
+        """How much faster the last stream was than plain decoding, by its drafter's account; None without one."""
+        return self._speedup
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The ids of the tokens that the last stream gave, without the one that ended it."""
+        return tuple(self._meter.tokens)
 
     def speed(self, stop_reason: str) -> Speed:
         """The speed of the generation so far, for one that was stopped from outside."""
-        meter = self._meter
-        return Speed(
-            load_s=self.load_s,
-            prompt_tokens=meter.prompt_tokens,
-            prompt_tokens_per_s=meter.prompt_tokens / meter.prompt_s if meter.prompt_s else None,
-            ttft_s=meter.ttft_s,
-            generated_tokens=meter.generated,
-            generated_tokens_per_s=meter.decodes / meter.decode_s if meter.decode_s else None,
-            peak_rss_bytes=peak_rss_bytes(),
-            stop_reason=stop_reason,
-        )
+        return self._meter.speed(stop_reason, self.load_s)
 
-    def _prompt_tokens(self, prompt: str) -> list[int]:
-        self._check_length(len(prompt.encode("utf-8")))
-        tokens = self.model.tokenize(prompt)
+    def read(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
+        """Brings the KV cache to hold exactly `tokens`, computing only what it does not hold already."""
+        with self._used():
+            self._meter = Meter()
+            self._check_fits(tokens)
+            try:
+                self._read(tokens, reuse=True, progress=progress)
+            finally:
+                self._forget_after(len(self.cached))
+
+    def _read(self, tokens: Sequence[int], *, reuse: bool, progress: Progress | None) -> None:
+        """Computes the logits behind the last of `tokens`."""
+        meter = self._meter
+        kept = _common_length(self.cached, tokens[:-1]) if reuse else 0
+        self._forget_after(kept)
+        kept = meter.reused = meter.prompt_tokens = len(self.cached)
+
+        def done(count: int) -> None:
+            meter.prompt_tokens = kept + count
+            if progress is not None:
+                progress(kept + count, len(tokens))
+
+        started = perf_counter()
+        self.context.decode_all(tokens[kept:], done)
+        self.context.wait()
+        meter.prompt_s = perf_counter() - started
+        self.cached[kept:] = tokens[kept:]
+
+    def _forget_after(self, count: int) -> None:
+        """Cuts the KV cache to its first `count` tokens, or empties it where it cannot be cut."""
+        if self.context.closed:  # an open stream outlived its engine
+            self.cached.clear()
+        elif count and self.context.remove(count):
+            del self.cached[count:]
+        else:
+            self.forget()
+
+    def _generate(
+        self,
+        token: int,
+        sampler: Sampler,
+        text: TextBuilder,
+        max_tokens: int | None,
+        logprobs: int,
+        speculator: Speculator | None,
+        make_room: MakeRoom | None,
+    ) -> Iterator[Chunk]:
+        meter, model, context = self._meter, self.model, self.context
+        pending, tops = 0, []
+        drawn, row = [token], _LAST_ROW
+        reason = ""
+        while True:
+            for token in drawn:
+                if model.ends_generation(token):
+                    reason = "end"
+                elif len(meter.tokens) == max_tokens:
+                    reason = "length"
+                if reason:
+                    break
+                if logprobs:
+                    tops.append(likelihoods(context.logits(row), token, logprobs, self._shown))
+                row += 1
+                meter.tokens.append(token)
+                pending += 1
+                piece = text.add(token)
+                if piece and not text.stopped:
+                    yield Chunk(piece, pending, likelihoods=tuple(tops))
+                    pending, tops = 0, []
+                if text.stopped:
+                    reason = "stop"
+                    break
+            if not reason and len(meter.tokens) == max_tokens:
+                reason = "length"
+            if not reason and len(self.cached) + 1 >= self.plan.context and not self._made_room(make_room):
+                reason = "context"
+            if reason:
+                tail = (piece if text.stopped else "") + text.end()
+                yield Chunk(tail, pending, self.speed(reason), tuple(tops))
+                return
+            depth, started = len(self.cached), perf_counter()
+            if speculator is None:
+                context.decode(token)
+                self.cached.append(token)
+                drawn = [sampler.sample(context)]
+            else:
+                room = self.plan.context - depth - 2
+                left = room if max_tokens is None else min(room, max_tokens - len(meter.tokens) - 1)
+                drawn = speculator.step(self.cached, token, sampler, left)
+                meter.drafted, meter.accepted = speculator.drafted, speculator.accepted
+                self._speedup = speculator.speedup
+            row = 0
+            meter.step(perf_counter() - started, len(drawn), depth)
+
+    def _made_room(self, make_room: MakeRoom | None) -> bool:
+        """Whether a part of the full KV cache could be dropped."""
+        dropped = make_room() if make_room is not None else None
+        if dropped is None or not self.context.can_shift:
+            return False
+        self.discard(*dropped)
+        return len(self.cached) + 1 < self.plan.context
+
+    def _shown(self, token: int) -> str:
+        return self.model.piece(token).decode("utf-8", "replace") or self.model.token_text(token)
+
+    def _speculator(self, drafter: Drafter | None) -> Speculator | None:
+        if drafter is None:
+            return None
+        from tinyedge.speculation import Speculator
+
+        if self.context.settings.outputs < 2:
+            raise NativeError("this engine has no room for drafts", "open it with draft_rows=DRAFT_ROWS")
+        return Speculator(self.context, drafter)
+
+    def _collect(self, chunks: Iterator[Chunk]) -> Completion:
+        texts: list[str] = []
+        tops: list[TokenLikelihood] = []
+        speed = None
+        for chunk in chunks:
+            texts.append(chunk.text)
+            tops += chunk.likelihoods
+            speed = chunk.speed
+        assert speed is not None
+        return Completion(text="".join(texts), tokens=self.generated, speed=speed, likelihoods=tuple(tops))
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The tokens of a prompt. Raises PromptError when there are none."""
+        tokens = self.tokenize(prompt)
         if not tokens:
             raise PromptError("the prompt is empty, and this model has no token that begins a text", "give some words with -p")
+        return tokens
+
+    def _check_fits(self, tokens: Sequence[int]) -> None:
         excess = len(tokens) + 1 - self.plan.context
         if excess > 0:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens and the context holds {self.plan.context}, one of them for an answer: "
                 f"{excess} too many"
             )
-        return tokens
+        if not tokens:
+            raise PromptError("the prompt has no tokens", "give at least one")
+        size = self.model.vocabulary_size
+        if not all(0 <= token < size for token in tokens):
+            raise PromptError(f"the prompt has a token outside the vocabulary of {size}", "tokenize it with this model")
 
     def _check_length(self, prompt_bytes: int) -> None:
         """Refuses a prompt that cannot fit before it is tokenized, which takes memory and time for each byte."""
@@ -244,31 +458,42 @@ class Engine:
             )
 
 
-def _sampler(model: Model, sampling: Sampling) -> Sampler:
-    return Sampler(
-        model,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repeat_penalty=sampling.repeat_penalty,
-        repeat_last=sampling.repeat_last,
-        seed=sampling.seed,
+def context_settings(plan: LoadPlan, *, outputs: int = 1) -> ContextSettings:
+    """The plan in the words of the native context."""
+    return ContextSettings(
+        context=plan.context,
+        threads=plan.threads,
+        batch_threads=plan.batch_threads,
+        batch=plan.batch,
+        kv_type=plan.kv_type,
+        flash=plan.flash,
+        gpu=plan.backend != "cpu" and plan.gpu_layers > 0,
+        affinity=plan.affinity,
+        rope_scaling=plan.rope_scaling,
+        rope_scale=plan.rope_scale,
+        outputs=outputs,
     )
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held, memory-mapped weights included as far as they were touched.
+def _plan_for(path: Path) -> LoadPlan:
+    from tinyedge.backends import Request, this_machine
+    from tinyedge.model_probe import runnable_facts
+    from tinyedge.tuned import tuned_plan
 
-    On Linux from /proc, whose VmHWM begins anew with each program; ru_maxrss starts from the parent's.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
+    return tuned_plan(runnable_facts(path), Request(), this_machine())
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+def _adapter(model: Model, base: Path, file: Path) -> Adapter:
+    from tinyedge.adapter_check import check_adapter
+    from tinyedge.gguf_file import read_gguf
+
+    check_adapter(read_gguf(file), read_gguf(base))
+    return Adapter(model, file)
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens the two begin with alike."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

@@ -162,3 +162,59 @@ class NotEmulatedError(TinyEdgeError):
 
     exit_code = 22
     default_remedy = "install one (Debian, Ubuntu: apt install qemu-user-static) and run `tinyedge wheel verify`"
+
+
+class TemplateError(TinyEdgeError):
+    """A chat template that cannot be parsed, raises, or takes too long."""
+
+    exit_code = 23
+    default_remedy = "give another template with --template FILE"
+
+
+class GrammarError(TinyEdgeError):
+    """A JSON schema or a GBNF grammar that cannot be read or that no text satisfies."""
+
+    exit_code = 24
+    default_remedy = "correct the schema or the grammar"
+
+
+class DraftError(TinyEdgeError):
+    """A draft model that cannot guess for this one: another vocabulary."""
+
+    exit_code = 25
+    default_remedy = "take a draft model of the same family, or --lookup, which needs none"
+
+
+class AdapterError(TinyEdgeError):
+    """A LoRA adapter that does not belong to the model."""
+
+    exit_code = 26
+    default_remedy = "give an adapter that was trained on this model"
+
+
+class SessionError(TinyEdgeError):
+    """A session file that belongs to another model or is none."""
+
+    exit_code = 27
+    default_remedy = "name another file with --session"
+
+
+class HubError(TinyEdgeError):
+    """A download that the hub refused or that did not come whole."""
+
+    exit_code = 28
+    default_remedy = "run the command again: it goes on where it stopped"
+
+
+class OfflineError(TinyEdgeError):
+    """Something that needs the network while --offline or HF_HUB_OFFLINE forbids it."""
+
+    exit_code = 29
+    default_remedy = "run `tinyedge pull` while online"
+
+
+class EngineBusyError(TinyEdgeError):
+    """An engine that generates already and was asked for more by another thread or from within."""
+
+    exit_code = 30
+    default_remedy = "end the first stream, or open a second engine"

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from tinyedge.cache import cache_folder
 from tinyedge.errors import GGUFError, TinyEdgeError
-from tinyedge.gguf_file import GGUFFile
+from tinyedge.gguf_file import GGUFFile, read_gguf
+from tinyedge.model_facts import ModelFacts, check_runnable, describe_model
 from tinyedge.native.library import package_version
 
 CHECKED_COMPLETELY = ("llama",)
 _SECONDS = 900  # a gigabyte from a slow SD card takes two minutes
 _PROMPT = "a fact, 火 \x01 é\n"
 _EXIT_REFUSED = 3
+
+
+def runnable_facts(path: Path) -> ModelFacts:
+    """The facts of the GGUF file at `path`, after every check that must come before llama.cpp sees it.
+
+    A family that the checks in Python do not cover completely is tried in a child process once. Raises GGUFError or
+    UnsupportedArchitectureError.
+    """
+    gguf = read_gguf(path)
+    check_runnable(gguf)
+    probe(gguf, cache_folder(needed=False))
+    return describe_model(gguf)
 
 
 def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
@@ -29,6 +42,8 @@ def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
     """
     if gguf.metadata.get("general.architecture") in CHECKED_COMPLETELY:
         return
+    import subprocess
+
     passed = memory_folder / "probed" / _key(gguf) if memory_folder else None
     if passed and passed.exists():
         return
@@ -61,10 +76,11 @@ def _remember(passed: Path) -> None:
 
 def _try(path: str) -> int:
     """Loads, tokenizes, decodes and detokenizes; the exit status of the child. What llama.cpp refuses is not our concern."""
-    from tinyedge.native.runtime import Context, Model
+    from tinyedge.native.context import Context, ContextSettings
+    from tinyedge.native.model import Model
 
     try:
-        with Model(path) as model, Context(model, context=64, threads=1) as context:
+        with Model(path) as model, Context(model, ContextSettings(context=64, threads=1)) as context:
             tokens = model.tokenize(_PROMPT)[:32] or [0]
             context.decode_all(tokens)
             context.decode(tokens[-1])

@@ -112,17 +112,16 @@ def _logits(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _logit_rows(path: Path) -> tuple[array.array[float], int]:
-    from tinyedge.native import library
-    from tinyedge.native.runtime import Context, Model
+    from tinyedge.native.context import Context, ContextSettings
+    from tinyedge.native.model import Model
 
     rows = array.array("f")
-    with Model(path) as model, Context(model, context=_CONTEXT, threads=1) as context:
+    with Model(path) as model, Context(model, ContextSettings(context=_CONTEXT, threads=1)) as context:
         tokens, size = model.tokenize(_TEXT), model.vocabulary_size
-        last_logits = library.ready().llama_get_logits_ith
 
         def keep() -> None:
             context.wait()
-            rows.extend(last_logits(context.pointer, -1)[:size])
+            rows.extend(context.logits())
 
         for count in _BATCHES:
             context.clear()
@@ -139,9 +138,10 @@ def _logit_rows(path: Path) -> tuple[array.array[float], int]:
 def _text(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What the demo model tells, by the whole way through the runtime: plan, engine, greedy sampling."""
     from tinyedge.backends import Request, choose, this_machine
-    from tinyedge.engine import Engine, Sampling
+    from tinyedge.engine import Engine
     from tinyedge.gguf_file import read_gguf
     from tinyedge.model_facts import describe_model
+    from tinyedge.sampling import Sampling
 
     path = options.folder / f"{QUANTIZED}.gguf"
     plan = choose(describe_model(read_gguf(path)), Request(backend="cpu", threads=1, context=_CONTEXT), this_machine())

@@ -11,7 +11,7 @@ from tiny_gguf import tiny_parts, write
 from tinyedge.backends import Request, choose, this_machine
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
-from tinyedge.native.runtime import Context
+from tinyedge.native.context import Context
 from tinyedge_bench.speed import Run, Summary, Workload, measure, summarise, workloads
 
 PP, TG = Workload("pp", 512), Workload("tg", 128)

@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("number", "code"), EXIT_CODES)
 @pytest.mark.parametrize(
-    "module", ["typer", "tinyedge.cli.app", "tinyedge.backends", "tinyedge.engine", "tinyedge.native.runtime"]
+    "module", ["typer", "tinyedge.cli.app", "tinyedge.backends", "tinyedge.engine", "tinyedge.native.context"]
 )
 def test_a_signal_during_an_import_ends_the_command(model: Path, number: int, code: int, module: str) -> None:
     command = [sys.executable, "-c", AT_IMPORT, str(int(number)), module, "run", str(model), "-p", "ab", "-n", "-1"]

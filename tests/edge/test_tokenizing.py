@@ -16,7 +16,7 @@ from tinyedge.native.tokenizing import with_room
 # Splits a text of runs, with BOS left out, and checks that the pieces are the text again.
 PROGRAM = """
 import sys
-from tinyedge.native.runtime import Model
+from tinyedge.native.model import Model
 with Model(sys.argv[1]) as model:
     for character in ("a", "!", " ", "火", "\\n"):
         text = character * (200_000 // len(character.encode()))

@@ -53,7 +53,8 @@ def bench(
 ) -> None:
     """Measure tokens per second as llama-bench does: random tokens, no tokenizing or sampling in the time, a warm-up."""
     from tinyedge.backends import Request, choose, this_machine
-    from tinyedge.cli.models import checked_facts, resolve_model
+    from tinyedge.cli.models import resolve_model
+    from tinyedge.model_probe import runnable_facts
     from tinyedge.native import log
     from tinyedge_bench.speed import measure, summarise, workloads
 
@@ -62,10 +63,10 @@ def bench(
         raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure")
     counts = _thread_counts(threads)
     path = resolve_model(model)
-    facts, machine = checked_facts(path), this_machine()
+    facts, machine = runnable_facts(path), this_machine()
     context = max(test.tokens for test in tests)
     plans = [
-        choose(facts, Request(backend=backend, gpu_layers=gpu_layers, context=context, threads=count), machine)
+        choose(facts, Request(backend=backend, gpu_layers=gpu_layers, context=context, threads=count, strict=True), machine)
         for count in counts
     ]
     log.set_verbose(verbose)

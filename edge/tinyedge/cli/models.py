@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import typer
 
 from tinyedge import __version__
+from tinyedge.cache import CACHE_REMEDY, cache_folder
 from tinyedge.cli.output import byte_progress, format_bytes, format_seconds, printable, status
 from tinyedge.errors import GGUFError, ModelNotFoundError, OutputError
 
 if TYPE_CHECKING:
-    from tinyedge.model_facts import ModelFacts
+    pass
 
 CACHE_TYPE = "Q4_K_M"
-
-_CACHE_REMEDY = "set XDG_CACHE_HOME to a folder you can write"
 
 # What a GGUF file takes from beside the weights.
 _SIDE_FILES = (
@@ -33,7 +30,7 @@ _SIDE_FILES = (
 
 
 def resolve_model(argument: str, *, quiet: bool = False) -> Path:
-    """The GGUF file that `argument` names: a GGUF file, a checkpoint (quantized once, then cached), or `demo`.
+    """The GGUF file that `argument` names: a GGUF file, a checkpoint (quantized once, then cached), a pulled model, or `demo`.
 
     Says on stderr what it quantizes unless `quiet`. Raises ModelNotFoundError when there is nothing of that name.
     """
@@ -48,7 +45,8 @@ def resolve_model(argument: str, *, quiet: bool = False) -> Path:
 def named_path(argument: str, metavar: str) -> Path | None:
     """The existing path that `argument` names, None for `demo` where there is no file of that name.
 
-    Raises ModelNotFoundError when there is nothing, and a usage error when `argument` is empty.
+    A name of the hub (`tinyllama`, ORG/NAME:TYPE) means its file in the hub's cache; the network is never asked. Raises
+    ModelNotFoundError when there is nothing, and a usage error when `argument` is empty.
     """
     if not argument:
         raise typer.BadParameter("an empty name; give a file, a folder, or `demo`", param_hint=metavar)
@@ -61,29 +59,12 @@ def named_path(argument: str, metavar: str) -> Path | None:
     except FileNotFoundError:
         if argument == "demo":
             return None
-        raise ModelNotFoundError(f"{argument} does not exist") from None
+        from tinyedge.hub.cache import resolve
+
+        return resolve(argument)
     except OSError as error:
         raise ModelNotFoundError(f"{argument} cannot be opened ({error.strerror})") from error
     return path
-
-
-def checked_facts(path: Path) -> ModelFacts:
-    """The facts of the GGUF file at `path`, after every check that must come before llama.cpp sees it.
-
-    A family that the checks in Python do not cover completely is tried in a child process once. Raises GGUFError or
-    UnsupportedArchitectureError.
-    """
-    from tinyedge.gguf_file import read_gguf
-    from tinyedge.model_facts import check_runnable, describe_model
-
-    gguf = read_gguf(path)
-    check_runnable(gguf)
-    facts = describe_model(gguf)
-    if facts.architecture != "llama":  # what `probe` would do nothing for is not worth its imports
-        from tinyedge.model_probe import probe
-
-        probe(gguf, cache_folder(needed=False))
-    return facts
 
 
 def demo_checkpoint() -> Path:
@@ -111,7 +92,7 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
     except OSError as error:
         raise OutputError(
             f"the cache folder {output.parent} cannot be made ({error.strerror})",
-            _CACHE_REMEDY,
+            CACHE_REMEDY,
         ) from error
     if not quiet:
         status(f"quantizing {title} to {CACHE_TYPE} into {output}")
@@ -137,27 +118,6 @@ def _is_whole(output: Path) -> bool:
         output.unlink()  # `convert` replaces nothing but GGUF files
         return False
     return True
-
-
-@overload
-def cache_folder() -> Path: ...
-@overload
-def cache_folder(*, needed: bool) -> Path | None: ...
-def cache_folder(*, needed: bool = True) -> Path | None:
-    """Where quantized models are kept: XDG_CACHE_HOME or the system's usual place.
-
-    Without a home folder OutputError is raised, or None returned when it is not `needed`.
-    """
-    chosen = os.environ.get("XDG_CACHE_HOME")
-    if chosen:
-        return Path(chosen) / "tinyedge"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        if not needed:
-            return None
-        raise OutputError("there is no home folder to keep the quantized model in", _CACHE_REMEDY) from error
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "tinyedge"
 
 
 def _claims_gguf(path: Path) -> bool:

@@ -169,10 +169,11 @@ def _bundle(wheel: BuiltWheel, board: Board, python: str, model: tuple[Path, str
 
 def _bundled_model(argument: str) -> tuple[Path, str]:
     """The GGUF file that `--bundle` names, checked, and what to call it: in the cache its name is for the cache only."""
-    from tinyedge.cli.models import CACHE_TYPE, checked_facts, named_path, resolve_model
+    from tinyedge.cli.models import CACHE_TYPE, named_path, resolve_model
+    from tinyedge.model_probe import runnable_facts
 
     path = resolve_model(argument)
-    checked_facts(path)
+    runnable_facts(path)
     named = named_path(argument, "--bundle")
     if named is not None and path == named:
         return path, path.name

@@ -12,20 +12,27 @@ from typing import Any
 
 from tinyedge.native import library
 
-# struct ggml_threadpool_params takes 532 bytes; ggml fills it and ggml reads it, so its layout is none of our business.
+# struct ggml_threadpool_params takes 532 bytes, which ggml fills and ggml reads; it begins with a byte for each of 512 CPUs.
 _PARAMETER_BYTES = 4096
+_MASK_BYTES = 512  # GGML_MAX_N_THREADS
 
 
 class ThreadPool:
-    """`threads` workers of ggml's CPU backend; an empty shell where the installed backend offers no pool."""
+    """`threads` workers of ggml's CPU backend, on the CPUs in `affinity`, on any when it is empty.
 
-    def __init__(self, threads: int) -> None:
+    An empty shell where the installed backend offers no pool.
+    """
+
+    def __init__(self, threads: int, affinity: tuple[int, ...] = ()) -> None:
         self._pointer: int | None = None
         new = _cpu_function("ggml_threadpool_new", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p))
         if new is None:
             return
         parameters = ctypes.create_string_buffer(_PARAMETER_BYTES)
         library.function("ggml_threadpool_params_init", None, ctypes.c_void_p, ctypes.c_int)(parameters, threads)
+        for cpu in affinity:
+            if 0 <= cpu < _MASK_BYTES:
+                parameters[cpu] = b"\1"
         self._pointer = new(ctypes.addressof(parameters))
 
     def attach(self, context: int) -> None:
