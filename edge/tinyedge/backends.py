@@ -1,23 +1,43 @@
 """Chooses where and how a model runs: backend, device, layers, context and threads, with the reason.
 
 `choose` is pure: what the machine has comes in as a value, so every decision can be tested without the hardware.
-Nothing is loaded here; a plan that cannot fit is refused before a byte of the weights is read.
+Nothing is loaded here; a plan that cannot fit is made to by `fitting`'s ladder, or refused before a byte of the weights is
+read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tinyedge.cpu import CpuFacts, cpu_facts
-from tinyedge.errors import BackendError, MemoryFitError
-from tinyedge.memory import MemoryNeed, free_memory_bytes, largest_context_that_fits, memory_needed
+from tinyedge.cpu import cpu_facts
+from tinyedge.errors import BackendError, NativeError
+from tinyedge.fitting import Case, Room, Settings, blocks_divide, fit, fittable, size
+from tinyedge.load_plan import MAX_ROPE_SCALE, LoadPlan, Machine, Request
+from tinyedge.memory import DEFAULT_BATCH, NO_LIMIT, free_memory_bytes
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.library import Device, compiled_backends, devices
+
+__all__ = [
+    "BACKENDS",
+    "BY_WORD",
+    "DEFAULT_CONTEXT_LIMIT",
+    "DEFAULT_KV_TYPE",
+    "GPU_RESERVE_BYTES",
+    "Backend",
+    "LoadPlan",
+    "Machine",
+    "Request",
+    "case_of",
+    "choose",
+    "this_machine",
+    "wished_context",
+]
 
 # A longer context is for who asks: its cache is cleared at every start and is memory that the rest of a board may need.
 DEFAULT_CONTEXT_LIMIT = 8192
 # What a GPU's driver and libraries take beside llama.cpp's own buffers.
 GPU_RESERVE_BYTES = 512 << 20
+DEFAULT_KV_TYPE = "F16"
 
 _REBUILD = 'CMAKE_ARGS="{flag}" pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python'
 
@@ -51,40 +71,6 @@ BACKENDS = (
 BY_WORD = {backend.word: backend for backend in BACKENDS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the user asked for; None and `auto` leave it to us."""
-
-    backend: str = "auto"
-    gpu_layers: int | None = None
-    context: int | None = None
-    threads: int | None = None
-    kv_type: str = "F16"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What there is: backends compiled into the library, devices present, free main memory, the processor."""
-
-    compiled: tuple[str, ...]
-    devices: tuple[Device, ...]
-    free_bytes: int
-    cpu: CpuFacts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPlan:
-    """How a model will be loaded. `gpu_layers` counts the output layer too, as llama.cpp does; `reason` is one line."""
-
-    backend: str
-    device: Device
-    gpu_layers: int
-    context: int
-    threads: int
-    kv_type: str
-    reason: str
-
-
 def this_machine() -> Machine:
     """The machine that this process runs on, as of now."""
     return Machine(
@@ -95,32 +81,126 @@ def this_machine() -> Machine:
 def choose(facts: ModelFacts, request: Request, machine: Machine) -> LoadPlan:
     """The plan for a model.
 
-    Raises BackendError for a backend that is not there and MemoryFitError when the model cannot fit free memory.
+    Raises BackendError for a backend that is not there, NativeError for a KV type that the model's heads do not divide into,
+    and MemoryFitError when the model cannot fit free memory.
     """
+    _check_kv_type(facts, request)
     backend, device, why = _choose_backend(request, machine)
-    if backend.word == "cpu":
-        layers, free = 0, machine.free_bytes
-    else:
-        layers, free = _layers_that_fit(facts, request, backend, device)
-        if layers == 0 and request.backend == "auto":
-            why = f"the model does not fit the {backend.title} device ({_size(device.memory_free)} free)"
-            backend, device, free = BY_WORD["cpu"], _cpu_device(machine), machine.free_bytes
-        elif not backend.shares_memory and layers <= facts.layers:
-            free = machine.free_bytes + device.memory_free - GPU_RESERVE_BYTES
-            why += f", {layers} of {facts.layers + 1} layers fit its {_size(device.memory_free)}"
-    context, context_why = _choose_context(facts, request, free)
+    wished = Settings(
+        context=wished_context(facts, request),
+        kv_type=request.kv_type or DEFAULT_KV_TYPE,
+        gpu_layers=0 if backend.word == "cpu" else min(_or(request.gpu_layers, facts.layers + 1), facts.layers + 1),
+        batch=request.batch or DEFAULT_BATCH,
+    )
+    case = case_of(facts, request, machine, backend.word, device)
+    if case.room.gpu is not None and request.backend == "auto" and not fittable(case, wished):
+        why = f"the model does not fit the {backend.title} device ({size(device.memory_free)} free)"
+        backend, device, wished = BY_WORD["cpu"], _cpu_device(machine), replace(wished, gpu_layers=0)
+        case = case_of(facts, request, machine, backend.word, device)
+    found = fit(case, wished, strict=request.strict)
+    layers = found.settings.gpu_layers
+    if backend.word != "cpu" and layers <= facts.layers and request.gpu_layers != layers:
+        why += f", {layers} of {facts.layers + 1} layers fit its {size(device.memory_free)}"
     threads = request.threads or machine.cpu.threads
     thread_why = "as asked" if request.threads else machine.cpu.reason
+    context = found.settings.context
+    scaling, scale = _rope(facts, request, context)
     return LoadPlan(
         backend=backend.word,
         device=device,
         gpu_layers=layers,
         context=context,
         threads=threads,
-        kv_type=request.kv_type,
+        kv_type=found.settings.kv_type,
         reason=f"{backend.title} ({device.description}): {why}; {_count(threads, 'thread')} ({thread_why}); "
-        f"context {context} ({context_why})",
+        f"context {context} ({_context_reason(facts, request, wished.context, context)})",
+        batch=found.settings.batch,
+        flash=request.flash,
+        mmap=request.mmap,
+        mlock=request.mlock,
+        affinity=request.affinity,
+        rope_scaling=scaling,
+        rope_scale=scale,
+        steps=found.steps,
+        warnings=_warnings(facts, request, context, scale),
     )
+
+
+def case_of(facts: ModelFacts, request: Request, machine: Machine, backend: str, device: Device) -> Case:
+    """What the ladder has to fit: the model, and the memory that it may use on this device of `backend`."""
+    return Case(
+        facts=facts,
+        room=_room(machine, BY_WORD[backend], device),
+        longest=_longest_context(facts, request),
+        flash=request.flash != "off",
+        repacked=machine.repacked,
+    )
+
+
+def _room(machine: Machine, backend: Backend, device: Device) -> Room:
+    if backend.word == "cpu":
+        return Room(main=machine.free_bytes)
+    reserve = 0 if backend.shares_memory else GPU_RESERVE_BYTES
+    shared = backend.shares_memory or device.type == "igpu"
+    return Room(main=machine.free_bytes, gpu=device.memory_free - reserve, shared=shared)
+
+
+def _longest_context(facts: ModelFacts, request: Request) -> int:
+    """The tokens that the model can make sense of, stretched as asked for."""
+    if not facts.context:
+        return NO_LIMIT
+    return int(facts.context * (request.rope_scale or (MAX_ROPE_SCALE if request.rope_scaling else 1.0)))
+
+
+def _check_kv_type(facts: ModelFacts, request: Request) -> None:
+    if request.kv_type and not blocks_divide(facts, request.kv_type):
+        raise NativeError(
+            f"a {request.kv_type} KV cache needs attention heads whose width divides by 32, and this model's are "
+            f"{facts.head_dim_k} wide for keys and {facts.head_dim_v} for values",
+            "use --kv f16",
+        )
+
+
+def wished_context(facts: ModelFacts, request: Request) -> int:
+    """The context asked for, otherwise the trained one, stretched if that is asked for, up to the default limit."""
+    trained = facts.context or DEFAULT_CONTEXT_LIMIT
+    return request.context or min(int(trained * (request.rope_scale or 1.0)), DEFAULT_CONTEXT_LIMIT)
+
+
+def _rope(facts: ModelFacts, request: Request, context: int) -> tuple[str | None, float | None]:
+    """The RoPE scaling to use and how far it stretches; none where the context needs none and no scale was asked for."""
+    needed = context / facts.context if facts.context else 1.0
+    scale = request.rope_scale or min(needed, MAX_ROPE_SCALE)
+    return (request.rope_scaling, scale) if request.rope_scaling and scale > 1.0 else (None, None)
+
+
+def _context_reason(facts: ModelFacts, request: Request, wished: int, context: int) -> str:
+    trained = facts.context or DEFAULT_CONTEXT_LIMIT
+    if context < wished:
+        return f"the {wished} asked do not fit" if request.context else f"as free memory allows, of {trained}"
+    if request.context is not None:
+        return f"as asked, beyond the {trained} it was trained on" if context > trained else "as asked"
+    if context < trained:
+        return f"of {trained}, --ctx raises it"
+    return "the model's own" if context == trained else f"{trained} stretched"
+
+
+def _warnings(facts: ModelFacts, request: Request, context: int, scale: float | None) -> tuple[str, ...]:
+    """What is to be expected of a context beyond the trained one, and of a RoPE scaling that does not suit it."""
+    trained = facts.context
+    if not trained:
+        return ()
+    beyond = f"the context of {context} tokens is longer than the {trained} this model was trained on"
+    if scale is None:
+        if context > trained:
+            return (f"{beyond}: its text falls apart there; --rope-scaling yarn keeps it readable",)
+        return ("RoPE scaling is left out: the context is within what the model was trained on",) * bool(request.rope_scaling)
+    reach = int(trained * scale)
+    if reach < context:
+        return (f"{beyond}, and a RoPE scale of {scale:g} reaches {reach}: beyond them its text falls apart",)
+    if context > trained:
+        return (f"{beyond}: {request.rope_scaling} RoPE scaling stretches it {scale:.3g} times, and its text gets worse",)
+    return (f"a RoPE scale of {scale:.3g} makes text worse, and a context of {context} tokens does not need it",)
 
 
 def _choose_backend(request: Request, machine: Machine) -> tuple[Backend, Device, str]:
@@ -184,61 +264,8 @@ def _cpu_device(machine: Machine) -> Device:
     return device
 
 
-def _layers_that_fit(facts: ModelFacts, request: Request, backend: Backend, device: Device) -> tuple[int, int]:
-    """How many layers go to the GPU, the output layer included, and the free memory that they share with the context."""
-    reserve = 0 if backend.shares_memory else GPU_RESERVE_BYTES
-    free = device.memory_free - reserve
-    if request.gpu_layers is not None:
-        return min(request.gpu_layers, facts.layers + 1), free
-    need = memory_needed(facts, request.context or min(facts.context or 512, 512), kv_type=request.kv_type)
-    if need.total_bytes <= free:
-        return facts.layers + 1, free
-    per_layer = (need.weights_bytes + need.kv_bytes) / max(1, facts.layers + 1)
-    return max(0, min(facts.layers, int((free - need.compute_bytes) / per_layer))), free
-
-
-def _choose_context(facts: ModelFacts, request: Request, free: int) -> tuple[int, str]:
-    """The context in tokens and where it comes from. Raises MemoryFitError when weights, cache and buffers exceed `free`."""
-    trained = facts.context or DEFAULT_CONTEXT_LIMIT
-    if request.context is not None:
-        need = memory_needed(facts, request.context, kv_type=request.kv_type)
-        if need.total_bytes > free:
-            raise _does_not_fit(facts, request.context, need, free, request.kv_type)
-        over = request.context > trained
-        return request.context, f"as asked, beyond the {trained} it was trained on" if over else "as asked"
-    smallest = min(trained, 512)
-    need = memory_needed(facts, smallest, kv_type=request.kv_type)
-    if need.total_bytes > free:
-        raise _does_not_fit(facts, smallest, need, free, request.kv_type)
-    wanted = min(trained, DEFAULT_CONTEXT_LIMIT)
-    fits = largest_context_that_fits(facts, free, kv_type=request.kv_type)
-    if fits < wanted:
-        return max(smallest, fits // 256 * 256), f"as free memory allows, of {trained}"
-    if wanted < trained:
-        return wanted, f"of {trained}, --ctx raises it"
-    return wanted, "the model's own"
-
-
-def _does_not_fit(facts: ModelFacts, context: int, need: MemoryNeed, free: int, kv_type: str) -> MemoryFitError:
-    problem = (
-        f"the model needs {_size(need.total_bytes)} (weights {_size(need.weights_bytes)}, KV cache "
-        f"{_size(need.kv_bytes)} for {context} tokens, compute buffers {_size(need.compute_bytes)}) and {_size(free)} are free"
-    )
-    fits = largest_context_that_fits(facts, free, kv_type=kv_type)
-    if fits >= 64:
-        return MemoryFitError(problem, f"a context of {fits} tokens fits: --ctx {fits}")
-    room = free - need.compute_bytes - need.kv_bytes
-    bits = 8 * room / facts.parameters if facts.parameters else 0.0
-    if bits >= 2.5:
-        return MemoryFitError(
-            problem,
-            f"quantize it to a type of at most {bits:.1f} bits per weight; this file has {facts.bits_per_weight:.1f}",
-        )
-    return MemoryFitError(problem, "free some memory or choose a smaller model")
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB" if count >= 10 << 30 else f"{max(0, count) / (1 << 20):.0f} MiB"
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
 
 
 def _count(number: int, noun: str) -> str:

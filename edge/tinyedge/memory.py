@@ -7,6 +7,7 @@ the llama graph, since the true size comes out of a best-fit packing that only g
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,15 @@ DEFAULT_BATCH = 512
 _VOCABULARY_BYTES = 256
 _FIXED_BYTES = 1 << 20
 _INPUT_BYTES = 64  # positions, cache indices and output ids of a token, rounded up
-# Weight types that ggml-cpu's repack.cpp copies into another layout, the embedding of a tied output included.
-_REPACKED = {"x86_64": ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4")}
-_REPACKED_ELSEWHERE = ("Q4_0", "Q4_K", "Q2_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0")
+# What ggml-cpu's repack.cpp copies into another layout: the feature (the kernel's word) without which it does so for no type,
+# and the types, the embedding of a tied output included. It has no such kernels for 32-bit ARM.
+_REPACKED = {
+    "x86_64": ("avx2", ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4")),
+    "aarch64": ("asimddp", ("Q4_0", "Q4_K", "Q2_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0")),
+}
+_SAME = {"arm64": "aarch64", "AMD64": "x86_64"}
 _CGROUP = Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 60
+NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,38 @@ class MemoryNeed:
 
 
 def memory_needed(
-    facts: ModelFacts, context: int, *, batch: int = DEFAULT_BATCH, kv_type: str = "F16", outputs: int = 1
+    facts: ModelFacts,
+    context: int,
+    *,
+    batch: int = DEFAULT_BATCH,
+    kv_type: str = "F16",
+    outputs: int = 1,
+    flash: bool = True,
+    repacked: Collection[str] | None = None,
 ) -> MemoryNeed:
-    """What running the model at `context` tokens takes, `batch` tokens per graph and logits for `outputs` of them."""
+    """What running the model at `context` tokens takes, `batch` tokens per graph and logits for `outputs` of them.
+
+    Without `flash` attention the graph holds the attention scores. `repacked` are the types of `repacked_types`, by default
+    those of this machine.
+    """
     cells = padded_context(context)
+    batch, outputs = min(batch, max(context, 1)), max(outputs, 1)
+    copied = repacked_types(platform.machine()) if repacked is None else repacked
     return MemoryNeed(
-        weights_bytes=_weights_bytes(facts),
+        weights_bytes=facts.weight_bytes + (facts.tied_bytes if facts.embedding_type in copied else 0),
         kv_bytes=_kv_bytes(facts, cells, kv_type),
-        compute_bytes=_compute_bytes(facts, cells, min(batch, max(context, 1)), max(outputs, 1)),
+        compute_bytes=_compute_bytes(facts, batch, outputs, graph_bytes(facts, cells, batch, outputs, kv_type, flash)),
     )
+
+
+def repacked_types(architecture: str, features: Collection[str] | None = None) -> tuple[str, ...]:
+    """The weight types that ggml repacks on a CPU, of which a tied embedding is held twice.
+
+    `architecture` is the machine's name for it (x86_64, aarch64, armv7l); `features` are the kernel's words for what the CPU
+    can do, None where they are not known: then all that may be repacked on it.
+    """
+    needed, types = _REPACKED.get(_SAME.get(architecture, architecture), ("", ()))
+    return types if features is None or needed in features else ()
 
 
 def padded_context(context: int) -> int:
@@ -57,14 +85,23 @@ def padded_context(context: int) -> int:
 
 
 def largest_context_that_fits(
-    facts: ModelFacts, free_bytes: int, *, batch: int = DEFAULT_BATCH, kv_type: str = "F16", outputs: int = 1
+    facts: ModelFacts,
+    free_bytes: int,
+    *,
+    batch: int = DEFAULT_BATCH,
+    kv_type: str = "F16",
+    outputs: int = 1,
+    flash: bool = True,
+    repacked: Collection[str] | None = None,
 ) -> int:
     """The longest context in steps of 256, at most the trained one, that `free_bytes` can hold; 0 when none can."""
-    trained = facts.context or _NO_LIMIT
+    trained = facts.context or NO_LIMIT
     low, high = 0, -(-min(trained, 1 << 24) // CONTEXT_STEP)
     while low < high:
         steps = (low + high + 1) // 2
-        need = memory_needed(facts, steps * CONTEXT_STEP, batch=batch, kv_type=kv_type, outputs=outputs)
+        need = memory_needed(
+            facts, steps * CONTEXT_STEP, batch=batch, kv_type=kv_type, outputs=outputs, flash=flash, repacked=repacked
+        )
         low, high = (steps, high) if need.total_bytes <= free_bytes else (low, steps - 1)
     return min(low * CONTEXT_STEP, trained)
 
@@ -77,12 +114,6 @@ def free_memory_bytes() -> int:
     return max(0, min(free))
 
 
-def _weights_bytes(facts: ModelFacts) -> int:
-    """All tensors, and a tied embedding a second time where ggml repacks it for the output."""
-    repacked = _REPACKED.get(platform.machine(), _REPACKED_ELSEWHERE)
-    return facts.weight_bytes + (facts.tied_bytes if facts.embedding_type in repacked else 0)
-
-
 def _kv_bytes(facts: ModelFacts, cells: int, kv_type: str) -> int:
     """llama-kv-cache.cpp: a row of K and one of V per layer and cell; exact for attention without a sliding window."""
     kind = type_named(kv_type)
@@ -90,27 +121,30 @@ def _kv_bytes(facts: ModelFacts, cells: int, kv_type: str) -> int:
     return cells * blocks * kind.block_bytes
 
 
-def _compute_bytes(facts: ModelFacts, cells: int, batch: int, outputs: int) -> int:
+def _compute_bytes(facts: ModelFacts, batch: int, outputs: int, graph: int) -> int:
     """The graph's buffers, the rows of logits, the quantized input of a matrix product, the vocabulary's tables."""
     logits = 4 * facts.vocabulary * outputs
     quantized_input = 2 * batch * max(facts.ffn, facts.hidden)  # the work buffer of ggml_graph_plan
     tables = facts.vocabulary * _VOCABULARY_BYTES + _FIXED_BYTES
-    return graph_bytes(facts, cells, batch, outputs) + logits + quantized_input + tables
+    return graph + logits + quantized_input + tables
 
 
-def graph_bytes(facts: ModelFacts, cells: int, batch: int, outputs: int) -> int:
-    """At least what llama.cpp prints as `CPU compute buffer size`, with flash attention.
+def graph_bytes(facts: ModelFacts, cells: int, batch: int, outputs: int, kv_type: str = "F16", flash: bool = True) -> int:
+    """At least what llama.cpp prints as `CPU compute buffer size`.
 
     The graph is widest in a feed-forward layer (gate, up and their product beside four rows of the residual stream), in
-    attention (Q, its rotation and the output, K, V), or at the logits; the F16 mask lives through all layers.
+    attention (Q, its rotation and the output, K, V), or at the logits; the mask lives through all layers. Flash attention
+    has an F16 mask and takes an F32 cache through an F16 copy of one layer; without it the scores of every head are F32.
     """
     query = facts.heads * facts.head_dim_k
     key = facts.kv_heads * (facts.head_dim_k + facts.head_dim_v)
-    mask = 2 * batch * cells
     residual = 4 * facts.hidden
-    widest = residual + max(3 * facts.ffn * max(facts.experts_used, 1), 3 * query + 2 * key)
+    attention = 3 * query + 2 * key if flash else query + key + facts.heads * cells
+    widest = residual + max(3 * facts.ffn * max(facts.experts_used, 1), attention)
     head = 4 * facts.vocabulary * min(outputs, batch) + 4 * batch * residual
-    return max(4 * batch * widest, head) + mask + _INPUT_BYTES * (batch + 1024)
+    mask = (2 if flash else 4) * batch * cells
+    copied = 2 * key * cells if flash and kv_type == "F32" else 0
+    return max(4 * batch * widest, head) + mask + copied + _INPUT_BYTES * (batch + 1024)
 
 
 def _cgroups() -> list[Path]:
@@ -137,10 +171,10 @@ def _cgroup_free(group: Path) -> int:
     limit_name, used_name, cache_names = version_2 if (group / version_2[0]).exists() else version_1
     try:
         limit = (group / limit_name).read_text().strip()
-        if limit == "max" or int(limit) >= _NO_LIMIT:
-            return _NO_LIMIT
+        if limit == "max" or int(limit) >= NO_LIMIT:
+            return NO_LIMIT
         used = int((group / used_name).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return int(limit) - used + sum(int(stat.get(name, 0)) for name in cache_names)
     except (OSError, ValueError):
-        return _NO_LIMIT
+        return NO_LIMIT

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_gguf import tiny_parts, write
 
 from tinyedge.backends import BACKENDS, DEFAULT_CONTEXT_LIMIT, GPU_RESERVE_BYTES, Machine, Request, choose, this_machine
 from tinyedge.cpu import CpuFacts
-from tinyedge.errors import BackendError, MemoryFitError
+from tinyedge.errors import BackendError, MemoryFitError, NativeError
 from tinyedge.gguf_file import read_gguf
 from tinyedge.memory import memory_needed
 from tinyedge.model_facts import ModelFacts, describe_model
@@ -148,12 +151,84 @@ def test_a_model_that_cannot_fit_is_refused_with_the_numbers(tiny: ModelFacts) -
         choose(tiny, Request(), machine(CPU, free=MIB))
 
 
-def test_a_context_that_cannot_fit_is_refused_with_one_that_does(large: ModelFacts) -> None:
+def test_a_context_that_cannot_fit_is_shortened_and_said(large: ModelFacts) -> None:
     free = memory_needed(large, 4096).total_bytes
-    with pytest.raises(MemoryFitError) as caught:
-        choose(large, Request(context=100000), machine(CPU, free=free))
+    plan = choose(large, Request(context=100000), machine(CPU, free=free))
+    saved = round((memory_needed(large, 100000).kv_bytes - memory_needed(large, 4096).kv_bytes) / MIB)
+    assert plan.context == 4096
+    assert plan.steps == (f"context 100000 -> 4096 tokens: {saved} MiB of KV cache saved",)
+    assert "the 100000 asked do not fit" in plan.reason
+
+
+def test_strict_refuses_a_context_that_cannot_fit_with_one_that_does(large: ModelFacts) -> None:
+    free = memory_needed(large, 4096).total_bytes
+    with pytest.raises(MemoryFitError, match=r"for 100000 tokens") as caught:
+        choose(large, Request(context=100000, strict=True), machine(CPU, free=free))
     assert caught.value.remedy == "a context of 4096 tokens fits: --ctx 4096"
-    assert choose(large, Request(context=4096), machine(CPU, free=free)).context == 4096
+    assert choose(large, Request(context=4096, strict=True), machine(CPU, free=free)).context == 4096
+
+
+def test_strict_also_refuses_to_shorten_the_model_s_own_context(large: ModelFacts) -> None:
+    with pytest.raises(MemoryFitError, match="--ctx 2048"):
+        choose(large, Request(strict=True), machine(CPU, free=memory_needed(large, 2048).total_bytes))
+
+
+def test_a_mistyped_context_does_not_take_all_memory(tiny: ModelFacts) -> None:
+    assert choose(tiny, Request(context=2_000_000_000), machine(CPU)).context == tiny.context
+
+
+def test_what_was_asked_for_stands_in_the_plan(tiny: ModelFacts) -> None:
+    wishes = {"kv_type": "Q4_0", "batch": 64, "flash": "on", "mmap": False, "mlock": True, "affinity": (0, 2)}
+    plan = choose(tiny, Request(**wishes), machine(CPU))  # type: ignore[arg-type]
+    assert {name: getattr(plan, name) for name in wishes} == wishes
+    assert (plan.steps, plan.warnings) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"kv_type": "Q3_K"}, "the KV type is one of F16, Q8_0"),
+        ({"kv_type": "Q8_0", "flash": "off"}, "a Q8_0 KV cache needs flash attention"),
+        ({"flash": "yes"}, "flash attention is auto, on or off"),
+        ({"rope_scaling": "ntk"}, "RoPE scaling is linear or yarn"),
+        ({"rope_scale": 2.0}, "needs a kind of RoPE scaling"),
+        ({"rope_scaling": "yarn", "rope_scale": 0.5}, "the RoPE scale is from 1 to 64"),
+        ({"rope_scaling": "yarn", "rope_scale": float("nan")}, "the RoPE scale is from 1 to 64"),
+    ],
+)
+def test_a_wish_without_meaning_is_refused(wish: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Request(**wish)
+
+
+def test_a_kv_type_that_the_heads_do_not_divide_into_is_refused(tiny: ModelFacts) -> None:
+    odd = replace(tiny, head_dim_k=80, head_dim_v=80)
+    with pytest.raises(NativeError, match="80 wide") as caught:
+        choose(odd, Request(kv_type="Q8_0"), machine(CPU))
+    assert caught.value.remedy == "use --kv f16"
+    assert choose(odd, Request(kv_type="BF16"), machine(CPU)).kv_type == "BF16"
+
+
+@pytest.mark.parametrize(
+    ("request_", "scaling", "scale", "warning"),
+    [
+        (Request(context=100), None, None, None),
+        (Request(context=256), None, None, "longer than the 128 this model was trained on: its text falls apart.*yarn"),
+        (Request(context=256, rope_scaling="yarn"), "yarn", 2.0, "yarn RoPE scaling stretches it 2 times"),
+        (Request(context=256, rope_scaling="linear", rope_scale=3.0), "linear", 3.0, "linear RoPE scaling stretches it 3"),
+        (Request(context=256, rope_scaling="yarn", rope_scale=1.5), "yarn", 1.5, "a RoPE scale of 1.5 reaches 192"),
+        (Request(context=100, rope_scaling="yarn"), None, None, "RoPE scaling is left out"),
+        (Request(context=100, rope_scaling="yarn", rope_scale=2.0), "yarn", 2.0, "does not need it"),
+        (Request(rope_scaling="yarn", rope_scale=2.0), "yarn", 2.0, "256 tokens is longer than the 128"),
+    ],
+)
+def test_a_context_beyond_the_trained_one_is_warned_of(
+    tiny: ModelFacts, request_: Request, scaling: str | None, scale: float | None, warning: str | None
+) -> None:
+    plan = choose(tiny, request_, machine(CPU))
+    assert (plan.rope_scaling, plan.rope_scale) == (scaling, scale)
+    assert len(plan.warnings) == (warning is not None)
+    assert warning is None or re.search(warning, plan.warnings[0])
 
 
 def test_threads_are_the_cores_unless_asked_for(tiny: ModelFacts) -> None:

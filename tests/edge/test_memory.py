@@ -22,7 +22,10 @@ def _facts(folder: Path) -> ModelFacts:
     return describe_model(read_gguf(write(folder / "tiny.gguf", tiny_parts())))
 
 
-def _printed(path: Path, context: int, kv_type: int, outputs: int, batch: int = 512) -> dict[str, float]:
+KV_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}  # ggml_type in ggml.h
+
+
+def _printed(path: Path, context: int, kv_type: str, outputs: int, batch: int = 512, flash: bool = True) -> dict[str, float]:
     """The sizes in llama.cpp's log while it makes a context: `KV`, `compute` and `output` in MiB."""
     import llama_cpp
 
@@ -41,7 +44,8 @@ def _printed(path: Path, context: int, kv_type: int, outputs: int, batch: int = 
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, min(batch, context), min(batch, context)
-        params.type_k = params.type_v = kv_type
+        params.type_k = params.type_v = KV_IDS[kv_type]
+        params.flash_attn_type = -1 if flash else 0
         params.n_outputs_max = outputs
         llama_cpp.llama_free(llama_cpp.llama_init_from_model(model, params))
         llama_cpp.llama_model_free(model)
@@ -52,24 +56,61 @@ def _printed(path: Path, context: int, kv_type: int, outputs: int, batch: int = 
     return {name: float(size) for name, size in found}
 
 
-@pytest.mark.parametrize("kv_type", ["F16", "Q8_0"])
+@pytest.mark.parametrize("kv_type", KV_IDS)
 @pytest.mark.parametrize("context", [64, 300, 2048, 16384])
 @pytest.mark.parametrize("outputs", [1, 64])
 def test_the_estimate_covers_what_llama_cpp_allocates(tmp_path: Path, context: int, kv_type: str, outputs: int) -> None:
     facts = _facts(tmp_path)
-    printed = _printed(tmp_path / "tiny.gguf", context, {"F16": 1, "Q8_0": 8}[kv_type], outputs)
+    printed = _printed(tmp_path / "tiny.gguf", context, kv_type, outputs)
     need = memory_needed(facts, context, kv_type=kv_type, outputs=outputs)
-    graph = graph_bytes(facts, padded_context(context), min(512, context), outputs)
+    graph = graph_bytes(facts, padded_context(context), min(512, context), outputs, kv_type)
     assert need.kv_bytes / MIB == pytest.approx(printed["KV"], abs=0.006)
     assert printed["compute"] - 0.005 <= graph / MIB <= 1.3 * printed["compute"] + 4
     assert need.compute_bytes / MIB >= printed["compute"] + printed["output"] - 0.005
     assert need.total_bytes == need.weights_bytes + need.kv_bytes + need.compute_bytes
 
 
+@pytest.mark.parametrize("batch", [64, 512, 1024])
+@pytest.mark.parametrize("flash", [True, False])
+def test_the_estimate_follows_batch_and_flash_attention(tmp_path: Path, batch: int, flash: bool) -> None:
+    facts = _facts(tmp_path)
+    printed = _printed(tmp_path / "tiny.gguf", 2048, "F16", 1, batch, flash)
+    graph = graph_bytes(facts, 2048, batch, 1, "F16", flash)
+    assert printed["compute"] - 0.005 <= graph / MIB <= 1.35 * printed["compute"]
+    need = memory_needed(facts, 2048, batch=batch, flash=flash)
+    assert need.compute_bytes / MIB >= printed["compute"] + printed["output"] - 0.005
+
+
+# What llama.cpp (llama-cpp-python 0.3.36) printed as `compute buffer size` in MiB for TinyLlama's shape on the CPU.
+TINYLLAMA_COMPUTE = {
+    ("F16", 512, 64, True): 6.19,
+    ("F16", 512, 512, True): 49.51,
+    ("F16", 2048, 64, True): 6.38,
+    ("F16", 2048, 512, True): 51.01,
+    ("F16", 2048, 1024, True): 102.02,
+    ("Q8_0", 2048, 512, True): 47.04,
+    ("Q4_0", 2048, 512, True): 47.04,
+    ("F32", 2048, 512, True): 53.01,
+    ("F16", 512, 512, False): 54.01,
+    ("F16", 2048, 512, False): 153.01,
+    ("F16", 2048, 1024, False): 306.02,
+}
+
+
 def test_tinyllama_needs_what_was_measured_for_it(tmp_path: Path) -> None:
     """llama.cpp printed 44.00 MiB of KV cache and 51.01 MiB of compute buffer for this shape at 2048 tokens."""
-    tinyllama = replace(
-        _facts(tmp_path),
+    tinyllama = _tinyllama(tmp_path)
+    assert memory_needed(tinyllama, 2048).kv_bytes == 44 * MIB
+    assert memory_needed(tinyllama, 2048, kv_type="Q8_0").kv_bytes == 44 * MIB * 34 // 64
+    assert memory_needed(tinyllama, 2048, kv_type="Q4_0").kv_bytes == 44 * MIB * 18 // 64
+    assert 51.01 <= graph_bytes(tinyllama, 2048, 512, 1) / MIB <= 51.2
+    for (kv_type, cells, batch, flash), printed in TINYLLAMA_COMPUTE.items():
+        assert printed - 0.005 <= graph_bytes(tinyllama, cells, batch, 1, kv_type, flash) / MIB <= 1.1 * printed
+
+
+def _tinyllama(folder: Path) -> ModelFacts:
+    return replace(
+        _facts(folder),
         layers=22,
         hidden=2048,
         ffn=5632,
@@ -82,9 +123,6 @@ def test_tinyllama_needs_what_was_measured_for_it(tmp_path: Path) -> None:
         value_width=22 * 256,
         context=2048,
     )
-    assert memory_needed(tinyllama, 2048).kv_bytes == 44 * MIB
-    assert memory_needed(tinyllama, 2048, kv_type="Q8_0").kv_bytes == 44 * MIB * 34 // 64
-    assert 51.01 <= graph_bytes(tinyllama, 2048, 512, 1) / MIB <= 51.2
 
 
 def test_contexts_are_padded_as_llama_cpp_pads_them() -> None:
@@ -106,6 +144,23 @@ def test_a_tied_embedding_counts_twice_only_where_it_is_repacked(tmp_path: Path,
     assert memory_needed(tied, 256).weights_bytes == tied.weight_bytes
     monkeypatch.setattr(memory.platform, "machine", lambda: "aarch64")
     assert memory_needed(tied, 256).weights_bytes == tied.weight_bytes + MIB
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "repacks"),
+    [
+        ("aarch64", None, True),
+        ("arm64", None, True),
+        ("aarch64", ("asimd", "asimddp"), True),
+        ("aarch64", ("asimd",), False),
+        ("x86_64", ("avx2",), True),
+        ("x86_64", ("sse4_2",), False),
+        ("armv7l", None, False),
+        ("riscv64", None, False),
+    ],
+)
+def test_repacking_follows_the_processor(architecture: str, features: tuple[str, ...] | None, repacks: bool) -> None:
+    assert ("Q4_K" in memory.repacked_types(architecture, features)) is repacks
 
 
 def test_free_memory_is_what_the_system_says_at_most() -> None:
