@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from tinyedge.system_files import cgroup_values, integer, read_integer, read_text
 
 # A core below this share of the fastest core's capacity is an efficiency core. Kernel capacities: Cortex-A55 beside A76
 # about 0.4, beside X1 0.25; A78 beside X1 about 0.8. Clock rates alone lie closer together: 1.8 to 2.4 GHz on an RK3588.
@@ -24,13 +26,26 @@ Sysctl = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuFacts:
-    """The processor as this process may use it. `quota` is the cgroup's limit in cores, None where there is none."""
+    """The processor as this process may use it. `quota` is the cgroup's limit in cores, None where there is none.
+
+    `logical`, `physical` and `performance` count what the affinity mask leaves. `allowed` are the numbers of the processors
+    in that mask and `performance_cpus` one for each performance core, both empty where the system has no such numbers.
+    `online` counts the machine's processors, whoever may use them.
+    """
 
     name: str
     logical: int
     physical: int
     performance: int
     quota: float | None
+    allowed: tuple[int, ...] = ()
+    performance_cpus: tuple[int, ...] = ()
+    online: int = 0
+
+    @property
+    def efficiency(self) -> int:
+        """The cores that are slower than the performance cores."""
+        return self.physical - self.performance
 
     @property
     def threads(self) -> int:
@@ -54,7 +69,7 @@ def cpu_facts() -> CpuFacts:
     if sys.platform.startswith("linux"):
         return linux_facts(Path("/"), os.sched_getaffinity(0))
     count = os.cpu_count() or 1
-    return CpuFacts(name="", logical=count, physical=count, performance=count, quota=None)
+    return CpuFacts(name="", logical=count, physical=count, performance=count, quota=None, online=count)
 
 
 def linux_facts(root: Path, allowed: Collection[int]) -> CpuFacts:
@@ -63,27 +78,31 @@ def linux_facts(root: Path, allowed: Collection[int]) -> CpuFacts:
     cores: dict[str, int] = {}  # siblings of a core -> the first allowed of them
     for cpu in sorted(allowed):
         topology = folder / f"cpu{cpu}" / "topology"
-        siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list") or str(cpu)
+        siblings = read_text(topology / "core_cpus_list") or read_text(topology / "thread_siblings_list") or str(cpu)
         cores.setdefault(siblings, cpu)
     first = tuple(cores.values())
+    fast = _performance_cores(root, first)
     return CpuFacts(
         name=_linux_name(root),
         logical=len(allowed),
         physical=len(first),
-        performance=len(_performance_cores(root, first)),
-        quota=_quota(root),
+        performance=len(fast),
+        quota=min(cgroup_values(root, "cpu", _limit_v2, _limit_v1), default=None),
+        allowed=tuple(sorted(allowed)),
+        performance_cpus=fast,
+        online=max(len(allowed), len(cpu_list(read_text(folder / "online")))),
     )
 
 
 def _performance_cores(root: Path, cores: tuple[int, ...]) -> tuple[int, ...]:
     """Those of `cores` that are as fast as the fastest, by the best evidence there is; all when there is none."""
-    hybrid = _read(root / "sys/devices/cpu_core/cpus")  # Intel's performance cores, where there are others too
+    hybrid = read_text(root / "sys/devices/cpu_core/cpus")  # Intel's performance cores, where there are others too
     if hybrid:
         fast = cpu_list(hybrid)
         return tuple(core for core in cores if core in fast) or cores
     folder = root / "sys/devices/system/cpu"
     for name, share in (("cpu_capacity", _CAPACITY_SHARE), ("cpufreq/cpuinfo_max_freq", _CLOCK_SHARE)):
-        speeds = {core: int(text) for core in cores if (text := _read(folder / f"cpu{core}" / name)).isdigit()}
+        speeds = {core: speed for core in cores if (speed := read_integer(folder / f"cpu{core}" / name)) is not None}
         if len(speeds) == len(cores) and max(speeds.values(), default=0) > 0:
             floor = share * max(speeds.values())
             return tuple(core for core in cores if speeds[core] >= floor)
@@ -99,44 +118,27 @@ def cpu_list(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def _quota(root: Path) -> float | None:
-    """The smallest CPU limit, in cores, of this process's cgroup and those above it, versions 1 and 2."""
-    limits: list[float] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            limits += _limits(root / "sys/fs/cgroup", path, _limit_v2)
-        elif "cpu" in controllers.split(","):
-            limits += _limits(root / "sys/fs/cgroup" / "cpu", path, _limit_v1)
-    return min(limits, default=None)
-
-
-def _limits(mount: Path, path: str, limit: Callable[[Path], float | None]) -> Iterable[float]:
-    """The limits from the group at `path` up to the mount: in a container, the mount itself is the group."""
-    group = PurePosixPath(path.strip().lstrip("/"))
-    for each in (group, *group.parents):
-        if ".." not in each.parts and (found := limit(mount / each)) is not None:
-            yield found
-
-
 def _limit_v2(folder: Path) -> float | None:
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+    quota, _, period = read_text(folder / "cpu.max").partition(" ")
+    return _cores(integer(quota), integer(period))
 
 
 def _limit_v1(folder: Path) -> float | None:
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+    return _cores(read_integer(folder / "cpu.cfs_quota_us"), read_integer(folder / "cpu.cfs_period_us"))
+
+
+def _cores(quota: int | None, period: int | None) -> float | None:
+    """The cores that `quota` microseconds in each `period` are; None without a limit, which version 1 writes as -1."""
+    return quota / period if quota is not None and quota >= 0 and period else None
 
 
 def _linux_name(root: Path) -> str:
     """`AMD EPYC 7B13`, `Raspberry Pi 5 Model B Rev 1.0`; empty when nothing says it."""
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "model") and not value.strip().isdigit():  # x86 numbers its models too
             return value.strip()
-    return _read(root / "proc/device-tree/model").rstrip("\0")
+    return read_text(root / "proc/device-tree/model")
 
 
 def mac_facts(sysctl: Sysctl) -> CpuFacts:
@@ -154,6 +156,7 @@ def mac_facts(sysctl: Sysctl) -> CpuFacts:
         physical=physical,
         performance=number("hw.perflevel0.physicalcpu") or physical,
         quota=None,
+        online=logical,
     )
 
 
@@ -163,11 +166,3 @@ def _sysctl(name: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _read(path: Path) -> str:
-    """The text of a small system file; empty where it is absent, as many are."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

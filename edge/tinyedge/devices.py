@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyedge.bandwidth import Bandwidth, kept_bandwidth, last_level_cache
 from tinyedge.build_probe import Build, probe_build
 from tinyedge.cpu import CpuFacts, cpu_facts
 from tinyedge.cpu_features import CpuFeatures, cpu_features, mac_sysctls
-from tinyedge.memory import free_memory_bytes
+from tinyedge.memory_facts import MemoryFacts, memory_facts
+from tinyedge.sensors import Sensors, read_sensors
+from tinyedge.system_files import read_text
 
 FITS, SLOWER, CANNOT_RUN, MISSING = "fits", "slower", "cannot run", "missing"
 
@@ -102,33 +105,41 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineReport:
-    """Everything that `tinyedge devices` knows; memory in bytes."""
+    """Everything that `tinyedge devices` knows. `bandwidth` is None where it was not measured.
+
+    `cache_bytes` are those of the last-level caches that this process may use, 0 where the system does not tell.
+    """
 
     hardware: Hardware
     cpu: CpuFeatures
     cores: CpuFacts
-    memory_total: int
-    memory_available: int
+    memory: MemoryFacts
+    sensors: Sensors
     build: Build
     features: tuple[FeatureUse, ...]
     verdict: Verdict
+    bandwidth: Bandwidth | None = None
+    cache_bytes: int = 0
 
 
 def machine_report() -> MachineReport:
-    """The report on this machine. Tries the installed llama.cpp in a child process; what is wrong with it is in the report."""
-    import psutil
+    """The report on this machine, with the bandwidth that was measured before, if any.
 
-    cpu, build = cpu_features(), probe_build()
+    Tries the installed llama.cpp in a child process; what is wrong with it is in the report.
+    """
+    cpu, build, cores = cpu_features(), probe_build(), cpu_facts()
     uses = compare(cpu, build)
     return MachineReport(
         hardware=hardware(),
         cpu=cpu,
-        cores=cpu_facts(),
-        memory_total=psutil.virtual_memory().total,
-        memory_available=free_memory_bytes(),
+        cores=cores,
+        memory=memory_facts(),
+        sensors=read_sensors(cores.allowed),
         build=build,
         features=uses,
         verdict=judge(build, uses),
+        bandwidth=kept_bandwidth(),
+        cache_bytes=last_level_cache(Path("/"), cores.allowed),
     )
 
 
@@ -142,8 +153,8 @@ def hardware() -> Hardware:
 def linux_hardware(root: Path) -> Hardware:
     """The board as the device tree under `root` names it; the computer as its firmware does (DMI) where there is none."""
     tree = root / "proc/device-tree"
-    compatible = tuple(filter(None, _read(tree / "compatible").split("\0")))
-    return Hardware(model=_read(tree / "model") or _read(root / "sys/class/dmi/id/product_name"), compatible=compatible)
+    compatible = tuple(filter(None, read_text(tree / "compatible").split("\0")))
+    return Hardware(model=read_text(tree / "model") or read_text(root / "sys/class/dmi/id/product_name"), compatible=compatible)
 
 
 def compare(cpu: CpuFeatures, build: Build) -> tuple[FeatureUse, ...]:
@@ -194,11 +205,3 @@ def judge(build: Build, uses: tuple[FeatureUse, ...]) -> Verdict:
 def _and(names: tuple[str, ...]) -> str:
     """`A`, `A and B`, `A, B and C`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _read(path: Path) -> str:
-    """The text of a small system file, without what ends it; "" where it is absent."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""

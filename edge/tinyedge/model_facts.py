@@ -41,7 +41,7 @@ class ModelFacts:
     """A model's shape and size; a number is 0 where the header does not give it.
 
     `key_width` and `value_width` are the K and V values that one position adds to the cache, summed over all layers;
-    `tied_bytes` is the size of an embedding that also serves as the output matrix, 0 when there is a separate one.
+    `expert_bytes` are the weights that are split among experts, `tied_bytes` is the size of an embedding that also serves as the output matrix, 0 when there is a separate one.
     """
 
     architecture: str
@@ -68,6 +68,7 @@ class ModelFacts:
     tensor_types: tuple[TypeCount, ...]
     weight_bytes: int
     file_bytes: int
+    expert_bytes: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -112,6 +113,7 @@ def describe_model(gguf: GGUFFile) -> ModelFacts:
         tensor_types=_count_types(gguf),
         weight_bytes=gguf.tensor_bytes,
         file_bytes=gguf.file_bytes,
+        expert_bytes=sum(tensor.bytes for tensor in gguf.tensors if "_exps." in tensor.name),
     )
 
 

@@ -153,3 +153,23 @@ def test_this_machine_starts_no_more_threads_than_it_may_use() -> None:
     facts = cpu_facts()
     assert 1 <= facts.threads <= len(os.sched_getaffinity(0))
     assert facts.physical <= facts.logical
+
+
+def test_performance_and_efficiency_cores_are_named_and_counted(tmp_path: Path) -> None:
+    capacities = [414, 414, 414, 414, 1024, 1024, 1024, 1024]
+    write(tmp_path, topology([str(n) for n in range(8)]) | {f"{CPUS}/online": "0-7"})
+    write(tmp_path, {f"{CPUS}/cpu{n}/cpu_capacity": str(capacity) for n, capacity in enumerate(capacities)})
+    facts = linux_facts(tmp_path, range(2, 8))
+    assert (facts.allowed, facts.performance_cpus) == ((2, 3, 4, 5, 6, 7), (4, 5, 6, 7))
+    assert (facts.performance, facts.efficiency, facts.online) == (4, 2, 8)
+
+
+def test_of_two_threads_of_a_core_the_first_is_named(tmp_path: Path) -> None:
+    write(tmp_path, topology(["0,4", "1,5", "2,6", "3,7"] * 2))
+    assert linux_facts(tmp_path, range(1, 8)).performance_cpus == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "1 2 3", "9" * 400])
+def test_a_quota_that_makes_no_sense_is_none(tmp_path: Path, text: str) -> None:
+    write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": text})
+    assert linux_facts(tmp_path, range(2)).quota is None

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import system_tree
 
+from tinyedge.bandwidth import Bandwidth
 from tinyedge.build_probe import Build
-from tinyedge.cli.devices import board_name, describe, report_lines
+from tinyedge.cli.device_lines import report_lines
+from tinyedge.cli.devices import board_name, describe
 from tinyedge.cpu import CpuFacts
 from tinyedge.cpu_features import CpuFeatures
 from tinyedge.devices import (
@@ -29,7 +33,9 @@ from tinyedge.devices import (
     linux_hardware,
 )
 from tinyedge.errors import WheelError
+from tinyedge.memory_facts import MemoryFacts, linux_memory
 from tinyedge.native.library import package_version
+from tinyedge.sensors import Clock, Power, Sensors, Throttling
 from tinyedge.wheel_facts import WheelFacts, read_wheel_facts
 from tinyedge_targets.boards import boards, emulated_cpu, find_board
 
@@ -37,7 +43,7 @@ A72 = ("fp", "asimd", "crc32")
 A76 = (*A72, "atomics", "fphp", "asimdhp", "asimddp")
 ARMV8_0 = ("NEON", "ARM_FMA", "LLAMAFILE", "REPACK")
 ARMV8_2 = (*ARMV8_0, "FP16_VA", "DOTPROD")
-COMMAND = (sys.executable, "-m", "tinyedge", "devices")
+COMMAND = (sys.executable, "-m", "tinyedge", "devices", "--no-measure")
 FACTS = {
     "format": 1,
     "llama_cpp_python": "0.3.36",
@@ -71,8 +77,8 @@ def machine(found: CpuFeatures, installed: Build, hardware: Hardware) -> Machine
         hardware=hardware,
         cpu=found,
         cores=CpuFacts(name="", logical=4, physical=4, performance=4, quota=None),
-        memory_total=4 << 30,
-        memory_available=3 << 30,
+        memory=MemoryFacts(total=4 << 30, available=3 << 30),
+        sensors=Sensors(),
         build=installed,
         features=uses,
         verdict=judge(installed, uses),
@@ -196,6 +202,7 @@ def test_a_library_that_does_not_load_here_is_diagnosed(tmp_path: Path, body: st
     assert found["build"]["signal"] == signal
     assert found["verdict"]["command"].startswith("tinyedge wheel --board ")
     assert found["build"]["wheel"]["boards"] == ["rpi5"]
+    assert found["advice"]["command"] is None
 
 
 def test_without_llama_cpp_the_wheel_is_named(tmp_path: Path) -> None:
@@ -304,6 +311,106 @@ def test_the_variant_is_read_off_the_librarys_name() -> None:
     names = {"libggml-cpu-armv8.2_2.so": "armv8.2_2", "libggml-cpu.so.0": "", "libggml-cpu-apple_m1.dylib": "apple_m1", "": ""}
     for name, variant in names.items():
         assert build((), cpu_library=f"/somewhere/{name}").variant == variant
+
+
+def test_the_state_of_a_board_is_told_in_words() -> None:
+    report = replace(
+        machine(cpu(A72), build(ARMV8_0), PI_4),
+        cores=CpuFacts(name="", logical=3, physical=3, performance=1, quota=2.5, allowed=(1, 2, 3), online=4),
+        memory=MemoryFacts(
+            total=1 << 30,
+            available=600 << 20,
+            swap_total=200 << 20,
+            swap_free=150 << 20,
+            zram_total=100 << 20,
+            cgroup_limit=800 << 20,
+        ),
+        sensors=Sensors(
+            temperature_c=81.2,
+            throttling=Throttling(now=("under-voltage",), since_boot=("under-voltage", "throttled")),
+            governors=("powersave",),
+            clock=Clock(now=600.0, maximum=1800.0),
+            power=Power("battery", 41),
+        ),
+        bandwidth=Bandwidth({1: 3.5e9, 2: 4.4e9, 3: 4.2e9}, "2026-11-21"),
+        cache_bytes=1 << 20,
+    )
+    lines = report_lines(describe(report, boards()))
+    assert [line for line in lines[1:11] if not line.startswith("features")] == [
+        "cpu            4x Cortex-A72, aarch64, 1.0 MiB of last-level cache",
+        "cores          3 of 4 usable (1 performance, 2 efficiency), a quota of 2.5; 1 thread (1 performance of 3 cores)",
+        "memory         1.0 GiB, 600 MiB available, limited to 800 MiB by a control group, swap 50 MiB of 200 MiB in use, "
+        "100 MiB of it zram",
+        "temperature    81 °C",
+        "throttling     under-voltage now; under-voltage, throttled since it was started",
+        "clock          600 MHz now, 1800 MHz at most, governor powersave",
+        "power          battery, charged to 41%",
+        "memory reads   3.5 GB/s with 1 thread, 4.4 with 2, 4.2 with 3 (measured 2026-11-21)",
+        "llama.cpp      llama-cpp-python 0.3.36",
+    ]
+
+
+def test_of_many_thread_counts_first_best_and_last_are_shown() -> None:
+    rates = {count: 1e9 * min(count, 16) - count * 1e6 for count in (1, 2, 4, 8, 16, 32, 64)}
+    report = replace(machine(cpu(A76), build(ARMV8_2), PI_4), bandwidth=Bandwidth(rates, "2026-11-21"))
+    text = "\n".join(report_lines(describe(report, boards())))
+    assert "memory reads   1.0 GB/s with 1 thread, 16.0 with 16, 15.9 with 64 (measured 2026-11-21)\n" in text
+
+
+def test_memory_swap_and_limits_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": "MemTotal:  1000000 kB\nMemFree: 5 kB\nMemAvailable:  600000 kB\nSwapTotal: 300 kB\nSwapFree: 100 kB",
+        "proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition 200 0 100\n/var/swap file 100 100 -2",
+        "proc/self/cgroup": "0::/app/job",
+        "sys/fs/cgroup/app/memory.max": "500000000",
+        "sys/fs/cgroup/app/job/memory.max": "max",
+    }
+    found = linux_memory(system_tree.write_tree(tmp_path, files))
+    assert found == MemoryFacts(
+        total=1000000 << 10,
+        available=600000 << 10,
+        swap_total=300 << 10,
+        swap_free=100 << 10,
+        zram_total=200 << 10,
+        cgroup_limit=500000000,
+    )
+
+
+@pytest.mark.parametrize("limit", ["9223372036854771712", "max", "", "garbage"])
+def test_no_limit_is_none(tmp_path: Path, limit: str) -> None:
+    group = "sys/fs/cgroup/memory/memory.limit_in_bytes"
+    files = {"proc/meminfo": "MemTotal: 1000 kB", "proc/self/cgroup": "4:memory:/docker/0\n0::/", group: limit}
+    assert linux_memory(system_tree.write_tree(tmp_path, files)).cgroup_limit is None
+
+
+def test_a_version_1_limit_is_read(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/memory/memory.limit_in_bytes"
+    files = {"proc/meminfo": "MemTotal: 1000 kB", "proc/self/cgroup": "4:memory:/docker/0", group: "512000"}
+    assert linux_memory(system_tree.write_tree(tmp_path, files)).cgroup_limit == 512000
+    assert linux_memory(tmp_path / "nothing") == MemoryFacts(total=0, available=0)
+
+
+def test_memory_is_measured_once_and_kept(tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def run(*options: str) -> tuple[dict[str, Any], str]:
+        done = subprocess.run([*COMMAND[:-1], "--json", *options], capture_output=True, text=True, env=environment, check=True)
+        return json.loads(done.stdout), done.stderr
+
+    without, said = run("--no-measure")
+    assert without["bandwidth"] is None and said == ""
+    assert without["advice"]["types"][0]["expected_tokens_per_s"] is None
+    first, said = run()
+    assert "measuring" in said
+    assert first["bandwidth"]["best_bytes_per_s"] == max(first["bandwidth"]["bytes_per_s_by_threads"].values()) > 1e8
+    low, high = first["advice"]["types"][0]["expected_tokens_per_s"]
+    assert 0 < low < high < first["advice"]["types"][0]["ceiling_tokens_per_s"]
+    second, said = run()
+    assert said == ""
+    assert second["bandwidth"]["best_bytes_per_s"] == pytest.approx(first["bandwidth"]["best_bytes_per_s"], abs=1)
+    (kept,) = (tmp_path / "tinyedge").glob("bandwidth-*.json")
+    kept.write_text("damaged")
+    assert "measuring" in run()[1]
 
 
 def run_devices(first_on_the_path: Path | None = None, exit_code: int = 0) -> dict[str, Any]:

@@ -3,51 +3,81 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyedge.cli.output import format_bytes, print_json, print_line, printable
+from tinyedge.cli.output import print_json, print_line, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tinyedge.bandwidth import Bandwidth
     from tinyedge.cpu_features import CpuFeatures
     from tinyedge.devices import Hardware, MachineReport
     from tinyedge_targets.boards import Board
 
-_LABEL_WIDTH = 14
-_TRIPLES = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}  # of boards, which a device tree names
+TRIPLES = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}  # of boards, which a device tree names
 _GENERIC = {"aarch64": "aarch64", "arm": "armv7"}
-_NATIVE = "native"
+NATIVE = "native"
 
 
 def devices(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="What to advise on: a GGUF file, a checkpoint, or a size like 1.1B.",
+            show_default="TinyLlama",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure how fast memory is read, once: two seconds.")
+    ] = True,
+    again: Annotated[bool, typer.Option("--again", help="Measure it again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show this machine's CPU, what the installed llama.cpp uses of it, and the wheel to build when it does not fit.
+    """Show what this machine is, what the installed llama.cpp uses of it, and which model type runs how fast.
 
-    Ends with exit code 14 when the installed llama.cpp cannot run here. Example: tinyedge devices
+    Names the wheel to build when the installed one does not fit, and the command to run. Ends with exit code 14 when the
+    installed llama.cpp cannot run here. Example: tinyedge devices
     """
+    from tinyedge.advice import advise
+    from tinyedge.bandwidth import this_bandwidth
+    from tinyedge.cli.advise import advice_lines, describe_advice, subject
+    from tinyedge.cli.device_lines import report_lines
     from tinyedge.devices import CANNOT_RUN, MISSING, machine_report
     from tinyedge.errors import NativeError
     from tinyedge_targets.boards import boards
 
+    if again and not measure:
+        raise typer.BadParameter("--again and --no-measure exclude each other")
+    about = subject(model)
     report = machine_report()
+    if measure and not report.cpu.emulated and (again or report.bandwidth is None):
+        status("measuring how fast this machine reads memory")
+        report = replace(report, bandwidth=this_bandwidth(again=again))
+    rate = report.bandwidth.best if report.bandwidth else None
     found = describe(report, boards())
+    free = report.memory.available
+    advice = advise(about.models, free, rate, report.cache_bytes)
+    runs = report.verdict.state not in (CANNOT_RUN, MISSING)
+    found["advice"] = describe_advice(about, advice, free, runs=runs)
     if json:
         print_json(found)
     else:
-        for line in report_lines(found):
+        for line in [*report_lines(found), "", *advice_lines(found["advice"])]:
             print_line(line)
-    if report.verdict.state in (CANNOT_RUN, MISSING):
+        if any(device.type in ("gpu", "igpu") for device in report.build.devices):
+            print_line("the speeds are those of the CPU; a GPU with room for the model is faster")
+    if not runs:
         raise typer.Exit(NativeError.exit_code)
 
 
 def describe(report: MachineReport, boards: Iterable[Board]) -> dict[str, Any]:
     """Everything `devices` knows, as the object that --json prints."""
-    build, cpu, cores = report.build, report.cpu, report.cores
+    build, cpu, cores, memory = report.build, report.cpu, report.cores, report.memory
     board = board_name(report.hardware, cpu, boards)
     return {
         "board": {"name": board, "model": report.hardware.model, "compatible": list(report.hardware.compatible)},
@@ -56,17 +86,31 @@ def describe(report: MachineReport, boards: Iterable[Board]) -> dict[str, Any]:
             "model": cpu.model,
             "level": cpu.level,
             "emulated": cpu.emulated,
+            "cache_bytes": report.cache_bytes,
             "features": None if cpu.words is None else list(cpu.words),
             "cores": {
+                "online": cores.online,
+                "allowed": list(cores.allowed),
                 "logical": cores.logical,
                 "physical": cores.physical,
                 "performance": cores.performance,
+                "efficiency": cores.efficiency,
+                "performance_cpus": list(cores.performance_cpus),
                 "quota": cores.quota,
                 "threads": cores.threads,
                 "reason": cores.reason,
             },
         },
-        "memory": {"total_bytes": report.memory_total, "available_bytes": report.memory_available},
+        "memory": {
+            "total_bytes": memory.total,
+            "available_bytes": memory.available,
+            "swap_total_bytes": memory.swap_total,
+            "swap_free_bytes": memory.swap_free,
+            "zram_total_bytes": memory.zram_total,
+            "cgroup_limit_bytes": memory.cgroup_limit,
+        },
+        "sensors": asdict(report.sensors),
+        "bandwidth": _bandwidth_object(report.bandwidth),
         "build": {
             "llama_cpp_python": build.version,
             "llama_cpp": build.llama_cpp,
@@ -87,6 +131,17 @@ def describe(report: MachineReport, boards: Iterable[Board]) -> dict[str, Any]:
     }
 
 
+def _bandwidth_object(bandwidth: Bandwidth | None) -> dict[str, Any] | None:
+    if bandwidth is None:
+        return None
+    return {
+        "best_bytes_per_s": bandwidth.best,
+        "threads": bandwidth.threads,
+        "bytes_per_s_by_threads": {str(count): rate for count, rate in bandwidth.by_threads.items()},
+        "measured_at": bandwidth.measured_at,
+    }
+
+
 def wheel_command(report: MachineReport, board: str) -> str | None:
     """The command that builds the wheel for this machine; None when what is installed fits."""
     from tinyedge.devices import FITS, SLOWER
@@ -96,14 +151,14 @@ def wheel_command(report: MachineReport, board: str) -> str | None:
     wheel = report.build.wheel
     # None of the variants uses all of this CPU, so another wheel of the same variants would not either.
     if report.verdict.state == SLOWER and wheel is not None and wheel.layout == "variants":
-        board = _NATIVE
+        board = NATIVE
     return f"tinyedge wheel --board {board}"
 
 
 def board_name(hardware: Hardware, cpu: CpuFeatures, boards: Iterable[Board]) -> str:
     """The row of boards.toml that describes this machine best: the board itself, or else the kind of its CPU."""
     known = {board.name: board for board in boards}
-    triple = _TRIPLES.get(cpu.architecture)
+    triple = TRIPLES.get(cpu.architecture)
     texts = (hardware.model, *hardware.compatible)
     matches = [
         (len(key), board.name)
@@ -115,8 +170,8 @@ def board_name(hardware: Hardware, cpu: CpuFeatures, boards: Iterable[Board]) ->
     if matches:
         return max(matches)[1]
     apple = re.match(r"Apple (M\d+)", cpu.model)
-    generic = f"mac-{apple[1].lower()}" if apple else cpu.level or _GENERIC.get(cpu.architecture, _NATIVE)
-    return generic if generic in known else _NATIVE
+    generic = f"mac-{apple[1].lower()}" if apple else cpu.level or _GENERIC.get(cpu.architecture, NATIVE)
+    return generic if generic in known else NATIVE
 
 
 def _keys(board: Board) -> list[str]:
@@ -131,85 +186,3 @@ def _contains(text: str, key: str) -> bool:
 
 def _words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9+]+", text.lower()))
-
-
-def report_lines(found: dict[str, Any]) -> list[str]:
-    """The report for a person."""
-    rows = [*_machine_rows(found), *_build_rows(found["build"])]
-    lines = [f"{label:<{_LABEL_WIDTH}} {value}" for label, value in rows]
-    if found["devices"]:
-        lines += ["", *_device_table(found["devices"])]
-    if found["features"]:
-        lines += ["", *_feature_table(found["features"])]
-    return [*lines, "", *_verdict_lines(found)]
-
-
-def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    board, cpu, memory = found["board"], found["cpu"], found["memory"]
-    cores = cpu["cores"]
-    kind = cpu["level"] or cpu["architecture"]
-    model = printable(cpu["model"], 80) or ("emulated" if cpu["emulated"] else "unknown")
-    words = "not told by this system" if cpu["features"] is None else " ".join(cpu["features"]) or "none that matter to ggml"
-    quota = "" if cores["quota"] is None else f", a quota of {cores['quota']:g}"
-    return [
-        ("board", f"{printable(board['model'], 80) or '-'} ({board['name']})"),
-        ("cpu", f"{model}, {kind}"),
-        ("cores", f"{cores['logical']} usable{quota}; {cores['threads']} threads ({cores['reason']})"),
-        ("features", words),
-        ("memory", f"{format_bytes(memory['total_bytes'])}, {format_bytes(memory['available_bytes'])} available"),
-    ]
-
-
-def _build_rows(build: dict[str, Any]) -> list[tuple[str, str]]:
-    if build["llama_cpp_python"] is None:
-        return [("llama.cpp", "not installed")]
-    versions = [f"llama-cpp-python {build['llama_cpp_python']}"]
-    versions += [f"ggml {build['ggml']} ({build['ggml_commit']})"] if build["ggml"] else []
-    rows = [("llama.cpp", printable(", ".join(versions)))]
-    if wheel := build["wheel"]:
-        kernels = f"{len(wheel['variants'])} CPU variants" if wheel["variants"] else f"for {wheel['cpu']} only"
-        what = ", ".join(filter(None, (wheel["triple"], kernels, wheel["glibc"] and f"glibc {wheel['glibc']}")))
-        rows += [
-            ("wheel", printable(f"{what}; by {wheel['compiler']}")),
-            ("flags", printable(" ".join(wheel["flags"])) or "none"),
-        ]
-    elif build["wheel_problem"]:
-        rows.append(("wheel", printable(build["wheel_problem"])))
-    if build["cpu_library"]:
-        rows.append(("cpu kernels", printable(build["variant"] or build["cpu_library"])))
-    if build["backends"]:
-        rows.append(("backends", printable(", ".join(build["backends"]))))
-    return rows
-
-
-def _device_table(devices: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{'device':<{_LABEL_WIDTH}} {'memory':>10} {'free':>10}  what it is"]
-    for device in devices:
-        total, free = format_bytes(device["memory_total"]), format_bytes(device["memory_free"])
-        lines.append(
-            f"{printable(device['name'], 14):<{_LABEL_WIDTH}} {total:>10} {free:>10}  {printable(device['description'])}"
-        )
-    return lines
-
-
-def _feature_table(features: list[dict[str, Any]]) -> list[str]:
-    """What the CPU has beside what the build uses, with a note where it matters that they differ."""
-    lines = [f"{'ggml feature':<{_LABEL_WIDTH}} {'cpu':>4} {'build':>6}"]
-    for row in features:
-        note = "  not used" if row["cpu"] and row["speeds"] and not row["build"] else "" if row["cpu"] else "  missing here"
-        lines.append(f"{row['name']:<{_LABEL_WIDTH}} {_yes(row['cpu']):>4} {_yes(row['build']):>6}{note}")
-    return lines
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _verdict_lines(found: dict[str, Any]) -> list[str]:
-    verdict = found["verdict"]
-    words = {"fits": "the build fits: ", "slower": "the build runs, but ", "cannot run": "the build cannot run here: "}
-    lines = [f"{'verdict':<{_LABEL_WIDTH}} {words.get(verdict['state'], '')}{printable(verdict['reason'], 600)}"]
-    if verdict["command"]:
-        place = ", on a laptop" if found["cpu"]["architecture"] in _TRIPLES and _NATIVE not in verdict["command"] else ""
-        lines.append(f"{'remedy':<{_LABEL_WIDTH}} {verdict['command']}{place}")
-    return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,9 +10,6 @@ from tinyedge import __version__
 from tinyedge.cache import CACHE_REMEDY, cache_folder
 from tinyedge.cli.output import byte_progress, format_bytes, format_seconds, printable, status
 from tinyedge.errors import GGUFError, ModelNotFoundError, OutputError
-
-if TYPE_CHECKING:
-    pass
 
 CACHE_TYPE = "Q4_K_M"
 
