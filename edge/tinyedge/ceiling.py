@@ -32,7 +32,8 @@ def bytes_per_token(facts: ModelFacts, depth: int, kv_type: str = "F16") -> Toke
     """What generating the token after `depth` others reads.
 
     All weights count but the embedding, of which one row is read; an embedding that is also the output matrix counts. The
-    experts of a mixture count in the share of them that is used. The cache counts without the windows that some layers of some architectures limit themselves to.
+    experts of a mixture count in the share of them that is used. The cache counts without the windows that some layers of
+    some architectures limit themselves to.
     """
     used = facts.experts_used / facts.experts if facts.experts and facts.experts_used <= facts.experts else 1.0
     unused_experts = facts.expert_bytes - int(facts.expert_bytes * used)

@@ -112,7 +112,12 @@ def _open_file(path: Path) -> BinaryIO:
 
 def parse_header(header: bytes, path: Path, file_bytes: int) -> GGUFFile:
     """The same for a header in memory, of a file of `file_bytes` that need not exist yet."""
-    return _read(path, HeaderReader(io.BytesIO(header), path, file_bytes))
+    return read_header(io.BytesIO(header), path, file_bytes)
+
+
+def read_header(file: BinaryIO, path: Path, file_bytes: int) -> GGUFFile:
+    """The same for what `file` reads from its beginning, no more of it than the header; `path` stands for it in errors."""
+    return _read(path, HeaderReader(file, path, file_bytes))
 
 
 def _read(path: Path, header: HeaderReader) -> GGUFFile:

@@ -41,7 +41,8 @@ class ModelFacts:
     """A model's shape and size; a number is 0 where the header does not give it.
 
     `key_width` and `value_width` are the K and V values that one position adds to the cache, summed over all layers;
-    `expert_bytes` are the weights that are split among experts, `tied_bytes` is the size of an embedding that also serves as the output matrix, 0 when there is a separate one.
+    `expert_bytes` are the weights that are split among experts; `tied_bytes` is the size of an embedding that also serves as
+    the output matrix, 0 when there is a separate one.
     """
 
     architecture: str

@@ -15,10 +15,12 @@ import pytest
 from tiny_gguf import tiny_parts, write
 
 COMMAND = Path(sys.executable).with_name("tinyedge")
-JSON_KEYS = [
-    "text", "stop_reason", "model", "type", "backend", "device", "threads", "context", "load_s", "prompt_tokens",
-    "prompt_tokens_per_s", "ttft_s", "generated_tokens", "generated_tokens_per_s", "peak_rss_bytes", "model_bytes", "seed",
-]  # fmt: skip
+JSON_KEYS = """
+text model stop_reason type backend device threads context kv_type steps_to_fit warnings load_s prompt_tokens reused_tokens
+prompt_tokens_per_s ttft_s generated_tokens generated_tokens_per_s steps weight_bytes_per_step kv_bytes_per_step bytes_per_s
+memory_bytes_per_s memory_share drafted_tokens accepted_tokens draft_speedup peak_rss_bytes model_bytes throttling
+temperature_max_c energy joules_per_token seed
+""".split()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_without_a_prompt_a_terminal_gets_told_how(model: Path) -> None:
         (["-p", "a", "--seed", "9" * 400], 2, "the seed must be from 0 to 4294967294, not 999999"),
         (["-p", "a", "--top-k", "2147483648"], 2, "at most 2147483647"),
         (["-p", "a", "--ctx", "9" * 400], 2, "--ctx"),
-        (["-p", "a", "--ctx", "2000000000"], 13, "are free; a context of 128 tokens fits: --ctx 128"),
+        (["-p", "a", "--ctx", "2000000000", "--strict"], 13, "are free; a context of 128 tokens fits: --ctx 128"),
         (["-f", "absent.txt"], 15, "absent.txt cannot be read"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tinyedge.cli import bench, boards, demo, devices, inspect, output, quantize, run, signals, wheel
+from tinyedge.cli import bench, boards, chat, demo, devices, hub, inspect, output, plan, quantize, run, signals, tune, wheel
 from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import OutputError, TinyEdgeError
 
@@ -44,10 +44,16 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("tune")(tune.tune)
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("devices")(devices.devices)
+app.command("plan")(plan.plan)
+app.command("pull")(hub.pull)
+app.command("ls")(hub.ls)
+app.command("rm")(hub.rm)
 app.command("boards")(boards.boards)
 app.add_typer(wheel.app, name="wheel")
 

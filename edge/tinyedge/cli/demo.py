@@ -27,9 +27,10 @@ def demo(
     from tinyedge.cli.models import demo_checkpoint
     from tinyedge.cli.output import status
     from tinyedge.cli.quantize import convert_with_progress, output_path, report_line
-    from tinyedge.cli.run import Generation, generate, sampling_of
+    from tinyedge.cli.run import Generation, generate
+    from tinyedge.cli.sampling_options import SamplingOptions, sampling_of
 
-    sampling = sampling_of(temp=0.7, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, seed=seed)
+    sampling = sampling_of(SamplingOptions(temp=0.7, top_p=0.9, repeat_penalty=1.1, seed=seed))
     checkpoint = demo_checkpoint()
     with TemporaryDirectory(prefix="tinyedge-demo-") as folder:
         status("1. quantize: a PyTorch checkpoint becomes a Q4_K_M GGUF file")
@@ -38,7 +39,6 @@ def demo(
         report = convert_with_progress(checkpoint, output_path(checkpoint, Path(folder), "Q4_K_M"), "Q4_K_M")
         status(f"   {report_line(report).replace(f'{folder}/', '', 1)}")
         status("2. run: that file on the best backend of this machine")
-        generate(
-            report.path, Request(), Generation(prompt=prompt, sampling=sampling, max_tokens=tokens, verbose=verbose, echo=True)
-        )
+        wanted = Generation(prompt=prompt, sampling=lambda _: sampling, max_tokens=tokens, verbose=verbose, echo=True)
+        generate(report.path, Request(), wanted)
     status("The file was made for this run only; keep one of your own with: tinyedge quantize CHECKPOINT")

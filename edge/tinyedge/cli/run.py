@@ -4,114 +4,212 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.output import (
-    MAX_TOKENS,
-    format_bytes,
-    format_seconds,
-    late_progress,
-    print_json,
-    status,
-    write_text,
-)
+from tinyedge.cli.load_options import LoadOptions
+from tinyedge.cli.option_groups import with_option_groups
+from tinyedge.cli.output import late_progress, print_json, status
+from tinyedge.cli.sampling_options import SamplingOptions
 from tinyedge.cli.signals import EXIT_INTERRUPTED
+from tinyedge.cli.text import text_writer
 
 if TYPE_CHECKING:
-    from tinyedge.backends import LoadPlan, Request
-    from tinyedge.engine import Engine, Sampling, Speed
-    from tinyedge.model_facts import ModelFacts
+    from tinyedge.backends import Request
+    from tinyedge.energy import EnergyMeter
+    from tinyedge.engine import Engine
+    from tinyedge.generation import Speed, TokenLikelihood
+    from tinyedge.sampling import Sampling
+    from tinyedge.speculation import Drafter
 
 _EXAMPLES = """\b
 Examples:
   tinyedge run demo -p "Once upon a time"
   tinyedge run model.gguf -f prompt.txt -n 200 --temp 0 > answer.txt
   echo "The sea was" | tinyedge run ./checkpoint --json
+  tinyedge run model.gguf -f notes.txt --lookup --lora style.gguf:0.8
+  tinyedge run model.gguf -p "A person:" --json-schema person.json
 """
-
-_SHOWN_STOPS = {
-    "end": "the model ended the text",
-    "length": "stopped at -n",
-    "context": "the context is full; --ctx raises it",
-    "interrupted": "interrupted",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What `generate` should do, apart from how the model is loaded."""
+    """What `generate` should do, apart from how the model is loaded. `lora` are adapter files with their scales."""
 
     prompt: str
-    sampling: Sampling
+    sampling: Callable[[Path], Sampling]
     max_tokens: int | None
+    stops: tuple[str, ...] = ()
+    logprobs: int = 0
+    lora: tuple[tuple[Path, float], ...] = ()
+    draft: Path | None = None
+    lookup: bool = False
+    truncate: bool = False
+    energy: bool = False
     json: bool = False
     verbose: bool = False
     echo: bool = False  # begin the text with the prompt
 
 
+@with_option_groups
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint folder or file, or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint, a pulled name, or `demo`.")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The text to continue.")] = None,
     file: Annotated[str | None, typer.Option("-f", "--file", help="Read the prompt from a file; - is stdin.")] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=-1, help="Most tokens to generate; -1 for no limit.")] = 256,
-    temp: Annotated[float, typer.Option(help="Temperature; 0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 for all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that add up to P.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than P times the likeliest.")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.", show_default="random, and reported")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=512, help="CPU threads.", show_default="performance cores")] = None,
-    ctx: Annotated[
-        int | None, typer.Option(min=2, max=MAX_TOKENS, help="Context in tokens.", show_default="the model's, if it fits")
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Hold a conversation, as `tinyedge chat`.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut the beginning of a prompt that is too long.")] = False,
+    draft: Annotated[
+        str | None, typer.Option("--draft", metavar="MODEL", help="A smaller model that guesses ahead; same text, sooner.")
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="[auto|cpu|cuda|metal]", help="Where to run.")] = "auto",
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Layers on the GPU.", show_default="all that fit")] = None,
+    lookup: Annotated[bool, typer.Option("--lookup", help="Guess ahead from the text so far; same text, sooner.")] = False,
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter (GGUF); several.")
+    ] = None,
+    energy: Annotated[bool, typer.Option("--energy", help="Measure joules per token, where the machine tells.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of streamed text.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
+    *,
+    sampling: SamplingOptions,
+    load: LoadOptions,
 ) -> None:
     """Generate text with a model: on the best backend, text to stdout, the report to stderr."""
-    from tinyedge.backends import Request
     from tinyedge.cli.models import resolve_model
+    from tinyedge.cli.sampling_options import sampling_of
 
-    text = _read_prompt(prompt, file)
-    sampling = sampling_of(temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed)
-    request = Request(backend=backend, gpu_layers=gpu_layers, context=ctx, threads=threads)
-    path = resolve_model(model)
-    wanted = Generation(prompt=text, sampling=sampling, max_tokens=None if tokens < 0 else tokens, json=json, verbose=verbose)
-    generate(path, request, wanted)
+    if interactive:
+        if any((prompt, file, truncate, draft, lookup, energy)):
+            raise typer.BadParameter(
+                "-i holds a conversation, which takes no prompt, --truncate, --draft, --lookup or --energy"
+            )
+        from tinyedge.cli.chat import converse
+
+        converse(model, sampling=sampling, load=load, lora=lora, tokens=tokens, json=json, verbose=verbose)
+        return
+    if draft is not None and lookup:
+        raise typer.BadParameter("give --draft or --lookup, not both")
+    sampling_of(sampling)  # wrong usage is said before a checkpoint is quantized
+    wanted = Generation(
+        prompt=_read_prompt(prompt, file),
+        sampling=lambda path: sampling_of(sampling, _metadata(path)),
+        max_tokens=None if tokens < 0 else tokens,
+        stops=sampling.stops,
+        logprobs=sampling.logprobs,
+        lora=adapters_of(lora),
+        draft=None if draft is None else resolve_model(draft, quiet=json),
+        lookup=lookup,
+        truncate=truncate,
+        energy=energy,
+        json=json,
+        verbose=verbose,
+    )
+    generate(resolve_model(model), load.request(), wanted)
 
 
 run.__doc__ = f"{run.__doc__}\n\n{_EXAMPLES}"
 
 
+def adapters_of(values: list[str] | None) -> tuple[tuple[Path, float], ...]:
+    """The adapter files in `FILE` or `FILE:SCALE`, the scale 1 by default; one that is not there is wrong usage."""
+    found = []
+    for value in values or ():
+        name, colon, tail = value.rpartition(":")
+        path, scale = Path(value), 1.0
+        if colon and not path.exists():
+            with suppress(ValueError):
+                path, scale = Path(name), float(tail)
+        if not path.is_file():
+            raise typer.BadParameter(f"there is no adapter file {value}; give FILE or FILE:SCALE", param_hint="--lora")
+        if not abs(scale) <= 1000:
+            raise typer.BadParameter(f"the scale of {name} must be within 1000 of zero", param_hint="--lora")
+        found.append((path, scale))
+    return tuple(found)
+
+
+def _metadata(path: Path) -> Mapping[str, object]:
+    from tinyedge.gguf_file import read_gguf
+
+    return read_gguf(path).metadata
+
+
 def generate(path: Path, request: Request, wanted: Generation) -> None:
     """Runs the GGUF file at `path` and prints text and report. Raises SystemExit(130) after Ctrl-C."""
-    from tinyedge.backends import choose, this_machine
-    from tinyedge.cli.models import checked_facts
-    from tinyedge.engine import Engine
+    from tinyedge.backends import this_machine
+    from tinyedge.cli.load_options import tell
+    from tinyedge.cli.report import Report, likelihood_lines, report_object
+    from tinyedge.engine import DRAFT_ROWS, Engine
+    from tinyedge.model_probe import runnable_facts
+    from tinyedge.throttle_watch import ThrottleWatch
+    from tinyedge.tuned import tuned_plan
 
-    facts = checked_facts(path)
-    plan = choose(facts, request, this_machine())
-    status(plan.reason)
+    facts = runnable_facts(path)
+    sampling = wanted.sampling(path)
+    plan = tuned_plan(facts, request, this_machine())
+    tell(plan)
     if facts.chat_template:
-        status("this model has a chat template, which `run` does not apply: the prompt is continued as it stands")
+        status("this model has a chat template, which `run` does not apply: the prompt is continued as it stands; try -i")
+    drafting = wanted.lookup or wanted.draft is not None
     with load_progress(facts.weight_bytes, quiet=wanted.json or wanted.verbose) as progress:
-        engine = Engine.open(path, plan, verbose=wanted.verbose, progress=progress)
-    with engine:
-        text, speed = _stream(engine, wanted)
+        engine = Engine.open(
+            path,
+            plan,
+            lora=wanted.lora,
+            draft_rows=DRAFT_ROWS if drafting else 1,
+            verbose=wanted.verbose,
+            progress=progress,
+        )
+    with engine, _drafter(engine, wanted) as drafter, ThrottleWatch() as watch, _energy(wanted.energy) as meter:
+        text, likelihoods, speed = _stream(engine, sampling, wanted, drafter)
+    report = Report(
+        facts=facts,
+        plan=plan,
+        seed=sampling.seed,
+        speed=speed,
+        conditions=watch.seen,
+        energy=meter.used if meter else None,
+        speedup=engine.draft_speedup,
+    )
     if wanted.json:
-        print_json(_report_object(path, facts, plan, wanted.sampling.seed, text, speed))
+        print_json(report_object(path, text, likelihoods, report))
     else:
-        for line in report_lines(plan, wanted.sampling.seed, speed):
+        for line in (*likelihood_lines(likelihoods), *report.lines()):
             status(line)
+    if sampling.grammar is not None and speed.stop_reason in ("length", "context", "stop"):
+        status("warning: the text was cut before the grammar was complete, so it may not parse; raise -n")
     if speed.stop_reason == "interrupted":
         sys.exit(EXIT_INTERRUPTED)  # not typer.Exit, after which main() would say "interrupted" once more
+
+
+@contextmanager
+def _drafter(engine: Engine, wanted: Generation) -> Iterator[Drafter | None]:
+    """What guesses ahead, as far as it was asked for."""
+    if wanted.draft is not None:
+        from tinyedge.speculation import open_draft
+
+        with open_draft(wanted.draft, engine) as drafter:
+            yield drafter
+    elif wanted.lookup:
+        from tinyedge.speculation import LookupDrafter
+
+        yield LookupDrafter()
+    else:
+        yield None
+
+
+@contextmanager
+def _energy(wanted: bool) -> Iterator[EnergyMeter | None]:
+    if not wanted:
+        yield None
+        return
+    from tinyedge.energy import EnergyMeter
+
+    with EnergyMeter() as meter:
+        yield meter
 
 
 @contextmanager
@@ -121,26 +219,55 @@ def load_progress(weight_bytes: int, *, quiet: bool = False) -> Iterator[Callabl
         yield bar and (lambda share: bar(int(share * weight_bytes), weight_bytes))
 
 
-def _stream(engine: Engine, wanted: Generation) -> tuple[str, Speed]:
-    """The whole text and its speed; prints the text as it comes unless JSON is wanted."""
+def _stream(
+    engine: Engine, sampling: Sampling, wanted: Generation, drafter: Drafter | None
+) -> tuple[str, tuple[TokenLikelihood, ...], Speed]:
+    """The whole text, its likelihoods and its speed; prints the text as it comes unless JSON is wanted."""
     parts: list[str] = []
+    likelihoods: list[TokenLikelihood] = []
     speed: Speed | None = None
-    write = (lambda _text: None) if wanted.json else _text_writer()
+    write = (lambda _text: None) if wanted.json else text_writer()
     if wanted.echo:
         write(wanted.prompt)
+    prompt = _cut(engine, wanted) if wanted.truncate else wanted.prompt
     try:
         # A bar would wipe out the prompt that was echoed to the same line.
         with late_progress("reading the prompt", "tokens", quiet=wanted.json or wanted.echo) as bar:
-            for chunk in engine.stream(wanted.prompt, wanted.sampling, wanted.max_tokens, bar):
+            for chunk in engine.stream(
+                prompt,
+                sampling,
+                wanted.max_tokens,
+                stop=wanted.stops,
+                logprobs=wanted.logprobs,
+                drafter=drafter,
+                progress=bar,
+            ):
                 parts.append(chunk.text)
                 write(chunk.text)
+                likelihoods += chunk.likelihoods
                 speed = chunk.speed
     except KeyboardInterrupt:
         speed = None
     text = "".join(parts)
     if not wanted.json and _report_follows_text() and not text.endswith("\n"):
         write("\n")
-    return text, speed or engine.speed("interrupted")
+    return text, tuple(likelihoods), speed or engine.speed("interrupted")
+
+
+def _cut(engine: Engine, wanted: Generation) -> list[int]:
+    """The prompt's tokens, at most so many that the answer has room: the beginning goes, but for BOS."""
+    tokens = engine.model.tokenize(wanted.prompt)
+    context = engine.plan.context
+    answer = min(wanted.max_tokens or context, max(1, context // 4))
+    excess = len(tokens) + answer - context
+    if excess <= 0:
+        return tokens
+    status(
+        f"the first {excess} of the prompt's {len(tokens)} tokens are cut: the context holds {context}, "
+        f"{answer} of them for the answer"
+    )
+    begin = tokens[:1] if tokens[0] == engine.model.bos else []
+    return [*begin, *tokens[len(begin) + excess :]]
 
 
 def _report_follows_text() -> bool:
@@ -151,62 +278,6 @@ def _report_follows_text() -> bool:
         return sys.stdout.isatty() or os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except OSError:
         return False
-
-
-def _text_writer() -> Callable[[str], None]:
-    """A function that puts text on stdout at once.
-
-    A terminal gets no control characters but line ends and tabs: a model's text must not be able to reprogram it.
-    """
-    controls = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-    dropped = controls if sys.stdout is not None and sys.stdout.isatty() else {}
-
-    def write(text: str) -> None:
-        write_text(text.translate(dropped) if dropped else text, now=True)
-
-    return write
-
-
-def report_lines(plan: LoadPlan, seed: int, speed: Speed) -> list[str]:
-    """The report in plain words, two lines."""
-    prompt = f"prompt {_tokens(speed.prompt_tokens)}{_rate(speed.prompt_tokens_per_s)}"
-    first = "" if speed.ttft_s is None else f", first token after {format_seconds(speed.ttft_s)}"
-    made = f"generated {_tokens(speed.generated_tokens)}{_rate(speed.generated_tokens_per_s)}"
-    return [
-        f"{prompt}{first}; {made}; {_SHOWN_STOPS[speed.stop_reason]}",
-        f"loaded in {format_seconds(speed.load_s)}, peak memory {format_bytes(speed.peak_rss_bytes)}; {plan.backend}, "
-        f"threads {plan.threads}, context {plan.context}, seed {seed}",
-    ]
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token" + ("s" if count != 1 else "")
-
-
-def _rate(rate: float | None) -> str:
-    return "" if rate is None else f" at {rate:.1f} tokens/s"
-
-
-def _report_object(path: Path, facts: ModelFacts, plan: LoadPlan, seed: int, text: str, speed: Speed) -> dict[str, Any]:
-    return {
-        "text": text,
-        "stop_reason": speed.stop_reason,
-        "model": str(path),
-        "type": facts.file_type,
-        "backend": plan.backend,
-        "device": plan.device.description,
-        "threads": plan.threads,
-        "context": plan.context,
-        "load_s": speed.load_s,
-        "prompt_tokens": speed.prompt_tokens,
-        "prompt_tokens_per_s": speed.prompt_tokens_per_s,
-        "ttft_s": speed.ttft_s,
-        "generated_tokens": speed.generated_tokens,
-        "generated_tokens_per_s": speed.generated_tokens_per_s,
-        "peak_rss_bytes": speed.peak_rss_bytes,
-        "model_bytes": facts.file_bytes,
-        "seed": seed,
-    }
 
 
 def _read_prompt(prompt: str | None, file: str | None) -> str:
@@ -241,15 +312,3 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
     if not text:
         raise PromptError(f"the prompt from {origin} is empty", 'give some text, or -p "" to start from nothing')
     return text
-
-
-def sampling_of(*, temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> Sampling:
-    """The sampling that the options ask for, with a random seed where there is none. A value without meaning is wrong usage."""
-    from tinyedge.engine import Sampling
-
-    if seed is None:
-        seed = int.from_bytes(os.urandom(4), "little") >> 1  # the secrets module would cost 10 ms to import
-    try:
-        return Sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
