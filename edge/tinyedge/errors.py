@@ -119,7 +119,7 @@ class ModelNotFoundError(TinyEdgeError):
     """A model path that does not exist or is neither a GGUF file nor a checkpoint."""
 
     exit_code = 16
-    default_remedy = "give a .gguf file, a checkpoint folder, or `demo`"
+    default_remedy = "give a .gguf file, a checkpoint folder, `demo`, or the name of a model that `tinyedge pull` fetched"
 
 
 class SelfCheckError(TinyEdgeError):
