@@ -1,8 +1,10 @@
 """Makes a model fit the memory there is, by a fixed ladder whose every step is told.
 
-The rungs, each tried only when those before it were not enough: a shorter context (down to 512 tokens), a Q8_0 KV cache
-(with as long a context as it allows), fewer layers on the GPU (with the context and the cache as they were wished for, since
-that memory is the smaller part then), a smaller batch. All of it is arithmetic on the header's numbers; nothing is loaded.
+The rungs, each tried only when those before it were not enough: a smaller batch where the CPU does the work, which costs a
+person nothing that could be measured and leaves TinyLlama its whole context on a board of 1 GB; a shorter context (down to
+512 tokens); a Q8_0 KV cache (with as long a context as it allows); fewer layers on the GPU (with the context and the cache as
+they were wished for, since that memory is the smaller part then), and there the smaller batch last. All of it is arithmetic
+on the header's numbers; nothing is loaded.
 """
 
 from __future__ import annotations
@@ -127,7 +129,8 @@ def blocks_divide(facts: ModelFacts, kv_type: str) -> bool:
 
 def _rungs(case: Case, wished: Settings) -> Iterator[Settings]:
     """Settings that fit, the first one being the ladder's answer."""
-    for batch in (wished.batch, *([SMALL_BATCH] if wished.batch > SMALL_BATCH else [])):
+    small = min(wished.batch, SMALL_BATCH)
+    for batch in (wished.batch, small) if wished.gpu_layers else (small,):
         kinds = [replace(wished, batch=batch, kv_type=kind) for kind in _kv_types(case, wished.kv_type)]
         for settings in kinds:
             yield from _shortened(case, settings, case.fits)
@@ -169,7 +172,11 @@ def _shortened(case: Case, settings: Settings, fits: Callable[[Settings], bool])
 def _told(case: Case, wished: Settings, found: Settings) -> tuple[str, ...]:
     """What was given up, in the ladder's order, each with what it saved after the steps before it."""
     steps: list[str] = []
-    now, before = wished, case.need(wished)
+    now = wished
+    if found.batch != now.batch and not wished.gpu_layers:
+        now = replace(now, batch=found.batch)
+        steps.append(_batch_step(case, wished, now))
+    before = case.need(now)
     if found.context != now.context:
         now = replace(now, context=found.context)
         saved = before.kv_bytes - case.need(now).kv_bytes
@@ -183,12 +190,13 @@ def _told(case: Case, wished: Settings, found: Settings) -> tuple[str, ...]:
             f"GPU layers {wished.gpu_layers} -> {found.gpu_layers} of {case.facts.layers + 1}: the rest runs on the CPU, slower"
         )
     if found.batch != now.batch:
-        kept = case.need(now).compute_bytes
-        saved = kept - case.need(replace(now, batch=found.batch)).compute_bytes
-        steps.append(
-            f"batch {wished.batch} -> {found.batch} tokens: {size(saved)} of buffers saved, prompts may be read slower"
-        )
+        steps.append(_batch_step(case, now, replace(now, batch=found.batch)))
     return tuple(steps)
+
+
+def _batch_step(case: Case, before: Settings, after: Settings) -> str:
+    saved = case.need(before).compute_bytes - case.need(after).compute_bytes
+    return f"batch {before.batch} -> {after.batch} tokens: {size(saved)} of buffers saved, prompts may be read slower"
 
 
 def _offer(wished: Settings, found: Settings) -> str:

@@ -136,7 +136,7 @@ def test_a_long_context_is_taken_only_when_asked_for(large: ModelFacts) -> None:
 
 
 def test_the_context_shrinks_to_free_memory(large: ModelFacts) -> None:
-    free = memory_needed(large, 2048).total_bytes
+    free = memory_needed(large, 2048, batch=128).total_bytes
     plan = choose(large, Request(), machine(CPU, free=free))
     assert plan.context == 2048
     assert "as free memory allows" in plan.reason
@@ -152,25 +152,25 @@ def test_a_model_that_cannot_fit_is_refused_with_the_numbers(tiny: ModelFacts) -
 
 
 def test_a_context_that_cannot_fit_is_shortened_and_said(large: ModelFacts) -> None:
-    free = memory_needed(large, 4096).total_bytes
+    free = memory_needed(large, 4096, batch=128).total_bytes
     plan = choose(large, Request(context=100000), machine(CPU, free=free))
     saved = round((memory_needed(large, 100000).kv_bytes - memory_needed(large, 4096).kv_bytes) / MIB)
     assert plan.context == 4096
-    assert plan.steps == (f"context 100000 -> 4096 tokens: {saved} MiB of KV cache saved",)
+    assert plan.steps[1:] == (f"context 100000 -> 4096 tokens: {saved} MiB of KV cache saved",)
     assert "the 100000 asked do not fit" in plan.reason
 
 
 def test_strict_refuses_a_context_that_cannot_fit_with_one_that_does(large: ModelFacts) -> None:
-    free = memory_needed(large, 4096).total_bytes
+    free = memory_needed(large, 4096, batch=128).total_bytes
     with pytest.raises(MemoryFitError, match=r"for 100000 tokens") as caught:
         choose(large, Request(context=100000, strict=True), machine(CPU, free=free))
-    assert caught.value.remedy == "a context of 4096 tokens fits: --ctx 4096"
-    assert choose(large, Request(context=4096, strict=True), machine(CPU, free=free)).context == 4096
+    assert caught.value.remedy == "this fits: --ctx 4096 --batch 128"
+    assert choose(large, Request(context=4096, batch=128, strict=True), machine(CPU, free=free)).context == 4096
 
 
 def test_strict_also_refuses_to_shorten_the_model_s_own_context(large: ModelFacts) -> None:
     with pytest.raises(MemoryFitError, match="--ctx 2048"):
-        choose(large, Request(strict=True), machine(CPU, free=memory_needed(large, 2048).total_bytes))
+        choose(large, Request(strict=True), machine(CPU, free=memory_needed(large, 2048, batch=128).total_bytes))
 
 
 def test_a_mistyped_context_does_not_take_all_memory(tiny: ModelFacts) -> None:

@@ -17,6 +17,7 @@ from tinyedge.model_facts import ModelFacts, describe_model
 MIB, GIB = 1 << 20, 1 << 30
 WISHED = Settings(context=2048, kv_type="F16", gpu_layers=0)
 ON_GPU = replace(WISHED, gpu_layers=23)
+SMALLER_BATCH = "batch 512 -> 128 tokens: 42 MiB of buffers saved, prompts may be read slower"
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +59,27 @@ def test_what_fits_is_left_as_it_was_wished(tinyllama: ModelFacts) -> None:
     assert found.need.total_bytes == need(tinyllama, 2048)
 
 
-def test_the_first_step_is_a_shorter_context_as_long_as_it_can_be(tinyllama: ModelFacts) -> None:
-    found = fit(case(tinyllama, need(tinyllama, 1024) + 1), WISHED)
-    assert found.settings == replace(WISHED, context=1024)
-    assert found.steps == ("context 2048 -> 1024 tokens: 22 MiB of KV cache saved",)
-
-
-def test_the_second_is_a_q8_0_cache_with_as_long_a_context_as_it_allows(tinyllama: ModelFacts) -> None:
-    free = need(tinyllama, 512) - 1
-    found = fit(case(tinyllama, free), WISHED)
-    assert found.settings == replace(WISHED, context=768, kv_type="Q8_0")
-    assert found.steps == ("context 2048 -> 768 tokens: 28 MiB of KV cache saved", "KV cache F16 -> Q8_0: 8 MiB saved")
-    assert need(tinyllama, 768, "Q8_0") <= free < need(tinyllama, 1024, "Q8_0")
-
-
-def test_the_last_is_a_smaller_batch(tinyllama: ModelFacts) -> None:
-    free = need(tinyllama, 512, "Q8_0") - 1
-    found = fit(case(tinyllama, free), WISHED)
+def test_the_first_step_is_a_smaller_batch(tinyllama: ModelFacts) -> None:
+    found = fit(case(tinyllama, need(tinyllama, 2048) - 1), WISHED)
     assert found.settings == replace(WISHED, batch=128)
-    assert found.steps == ("batch 512 -> 128 tokens: 42 MiB of buffers saved, prompts may be read slower",)
+    assert found.steps == (SMALLER_BATCH,)
+
+
+def test_the_second_is_a_shorter_context_as_long_as_it_can_be(tinyllama: ModelFacts) -> None:
+    found = fit(case(tinyllama, need(tinyllama, 1024, batch=128) + 1), WISHED)
+    assert found.settings == replace(WISHED, context=1024, batch=128)
+    assert found.steps == (SMALLER_BATCH, "context 2048 -> 1024 tokens: 22 MiB of KV cache saved")
+    asked = fit(case(tinyllama, need(tinyllama, 1024, batch=64) + 1), replace(WISHED, batch=64))
+    assert asked.settings == replace(WISHED, context=1024, batch=64)
+
+
+def test_the_third_is_a_q8_0_cache_with_as_long_a_context_as_it_allows(tinyllama: ModelFacts) -> None:
+    free = need(tinyllama, 512, batch=128) - 1
+    found = fit(case(tinyllama, free), WISHED)
+    assert found.settings == replace(WISHED, context=768, kv_type="Q8_0", batch=128)
+    told = ("context 2048 -> 768 tokens: 28 MiB of KV cache saved", "KV cache F16 -> Q8_0: 8 MiB saved")
+    assert found.steps == (SMALLER_BATCH, *told)
+    assert need(tinyllama, 768, "Q8_0", 128) <= free < need(tinyllama, 1024, "Q8_0", 128)
 
 
 def test_without_flash_attention_the_cache_is_not_quantized(tinyllama: ModelFacts) -> None:
@@ -88,8 +91,8 @@ def test_without_flash_attention_the_cache_is_not_quantized(tinyllama: ModelFact
 
 @pytest.mark.parametrize("kv_type", ["Q8_0", "Q4_0", "IQ4_NL", "Q5_1"])
 def test_a_cache_that_is_small_already_stays(tinyllama: ModelFacts, kv_type: str) -> None:
-    found = fit(case(tinyllama, need(tinyllama, 512, kv_type)), replace(WISHED, kv_type=kv_type))
-    assert (found.settings.kv_type, found.settings.batch) == (kv_type, 512)
+    found = fit(case(tinyllama, need(tinyllama, 512, kv_type, 128)), replace(WISHED, kv_type=kv_type))
+    assert (found.settings.kv_type, found.settings.context) == (kv_type, 512)
 
 
 def test_heads_of_a_width_that_does_not_divide_keep_their_f16_cache(tinyllama: ModelFacts) -> None:
@@ -130,8 +133,8 @@ def test_a_gpu_that_shares_main_memory_is_not_counted_twice(tinyllama: ModelFact
 
 def test_strict_names_every_option_that_would_make_it_fit(tinyllama: ModelFacts) -> None:
     with pytest.raises(MemoryFitError, match="for 2048 tokens") as caught:
-        fit(case(tinyllama, need(tinyllama, 512) - 1), WISHED, strict=True)
-    assert caught.value.remedy == "this fits: --ctx 768 --kv q8_0"
+        fit(case(tinyllama, need(tinyllama, 512, batch=128) - 1), WISHED, strict=True)
+    assert caught.value.remedy == "this fits: --ctx 768 --kv q8_0 --batch 128"
     with pytest.raises(MemoryFitError) as caught:
         fit(case(tinyllama, 8 * GIB, 400 * MIB), ON_GPU, strict=True)
     assert "this fits: --gpu-layers " in caught.value.remedy

@@ -116,7 +116,7 @@ def test_strict_and_what_fits_nowhere_end_with_13(model: Path) -> None:
     strict = run(model, "--ram", "300M", "--ctx", "1000000", "--strict")
     assert strict.returncode == 13
     assert "it does not fit" in strict.stdout
-    assert re.search(r"error: the model needs .* for 1000000 tokens.*; a context of \d+ tokens fits: --ctx \d+$", strict.stderr)
+    assert re.search(r"error: the model needs .* for 1000000 tokens.*; this fits: --ctx \d+ --batch 128$", strict.stderr)
     nowhere = run(model, "--ram", "100M", "--json")
     assert nowhere.returncode == 13
     report = json.loads(nowhere.stdout)
