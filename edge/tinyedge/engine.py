@@ -55,6 +55,7 @@ class Engine:
     cached: list[int] = field(default_factory=list)
     _meter: Meter = field(default_factory=Meter)
     _adapters: tuple[Adapter, ...] = ()
+    _adapter_paths: tuple[Path, ...] = ()
     _scales: tuple[float, ...] = ()
     _embedder: Context | None = None
     _template: ChatTemplate | None = None
@@ -100,7 +101,8 @@ class Engine:
         except BaseException:
             model.close()
             raise
-        engine = cls(Path(path), plan, model, context, perf_counter() - begun, _adapters=adapters)
+        paths = tuple(Path(file) for file, _ in lora)
+        engine = cls(Path(path), plan, model, context, perf_counter() - begun, _adapters=adapters, _adapter_paths=paths)
         if adapters:
             engine.set_adapter_scales([scale for _, scale in lora])
         return engine
@@ -263,6 +265,11 @@ class Engine:
     def adapter_scales(self) -> tuple[float, ...]:
         return self._scales
 
+    @property
+    def adapters(self) -> tuple[tuple[Path, float], ...]:
+        """The adapter files that the engine was opened with, each with its scale."""
+        return tuple(zip(self._adapter_paths, self._scales, strict=True))
+
     def forget(self) -> None:
         """Empties the KV cache."""
         self.context.clear()
@@ -279,8 +286,16 @@ class Engine:
         self.context.shift(end, len(self.cached), start - end)
         del self.cached[start:end]
 
+    def state(self) -> memoryview:
+        """The KV state of the tokens in `cached`, to be given to `restore` of an engine opened alike."""
+        with self._used():
+            if self.context.moved and self.cached:
+                self.context.remove(len(self.cached) - 1)
+                self.context.decode(self.cached[-1])  # which rotates the keys of all the others
+            return self.context.state()
+
     def restore(self, tokens: Sequence[int], state: bytes | memoryview) -> bool:
-        """Fills the KV cache with a state that `context.state()` gave for these tokens; False and an empty cache otherwise."""
+        """Fills the KV cache with a state that `state` gave for these tokens; False and an empty cache otherwise."""
         with self._used():
             self.cached.clear()
             if len(tokens) > self.plan.context or not self.context.restore(state):

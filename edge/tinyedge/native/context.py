@@ -75,6 +75,8 @@ class Context(Handle):
         self._pool.attach(self._pointer)
         self._memory = self._llama.llama_get_memory(self._pointer)
         self._vocabulary_size = model.vocabulary_size
+        self._window = model.sliding_window
+        self.moved = False  # whether positions were shifted since the last decode
         self._room = int(parameters.n_batch)
         self._tokens = (ctypes.c_int32 * self._room)()
         self._batch = self._llama.llama_batch_get_one(self._tokens, 0)
@@ -126,6 +128,7 @@ class Context(Handle):
         """Forgets every token; the cache's data need not be zeroed for that."""
         _ = self.pointer
         self._llama.llama_memory_clear(self._memory, False)
+        self.moved = False
 
     @property
     def can_shift(self) -> bool:
@@ -135,15 +138,21 @@ class Context(Handle):
     def remove(self, start: int, end: int = -1) -> bool:
         """Forgets the tokens at positions `start` up to `end`, to the last when negative.
 
-        False, with nothing changed, where the model's state cannot give up a part.
+        False, with nothing changed, where the model's state cannot give up a part. A state that was restored holds no more
+        than a sliding window needs for what comes behind it, so that it cannot be cut shorter.
         """
         _ = self.pointer
+        if start and self._window:
+            first: int = self._llama.llama_memory_seq_pos_min(self._memory, _SEQUENCE)
+            if first > max(0, start - self._window):
+                return False
         return bool(self._llama.llama_memory_seq_rm(self._memory, _SEQUENCE, start, end))
 
     def shift(self, start: int, end: int, delta: int) -> None:
         """Moves the tokens at positions `start` up to `end` by `delta`; their keys are rotated anew at the next decode."""
         _ = self.pointer
         self._llama.llama_memory_seq_add(self._memory, _SEQUENCE, start, end, delta)
+        self.moved = True
 
     def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
         """Puts exactly these adapters to use, each with its scale. What was decoded before stays as it is."""
@@ -215,7 +224,10 @@ class Context(Handle):
         return (ctypes.c_float * width).from_address(ctypes.addressof(pointer.contents))
 
     def state(self) -> memoryview:
-        """The KV state of every token in the cache, to be given to `restore` of a context made alike."""
+        """The KV state of every token in the cache, to be given to `restore` of a context made alike.
+
+        Keys that `moved` are rotated anew by the next decode only: before it their state is not right.
+        """
         size = self._llama.llama_state_seq_get_size(self.pointer, _SEQUENCE)
         buffer = (ctypes.c_uint8 * size)()
         written = self._llama.llama_state_seq_get_data(self.pointer, buffer, size, _SEQUENCE)
@@ -243,6 +255,7 @@ class Context(Handle):
         self._batch.n_tokens = count
         status = self._llama.llama_decode(self.pointer, self._batch)
         if status == 0:
+            self.moved = False
             return
         if status == _ABORTED and self._interrupt.requested:
             return  # and the `with` of the caller raises

@@ -146,6 +146,11 @@ class Model(Handle):
         return raw.decode("utf-8", "replace")
 
     @property
+    def sliding_window(self) -> int:
+        """How many tokens back a layer with a sliding window looks; 0 where every layer looks at all."""
+        return int(self._llama.llama_model_n_swa(self.pointer))
+
+    @property
     def embedding_width(self) -> int:
         return int(self._llama.llama_model_n_embd(self.pointer))
 
