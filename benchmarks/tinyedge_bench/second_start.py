@@ -82,8 +82,9 @@ def measure(model: Path, threads: int, tokens: int, runs: int) -> dict[str, Any]
         kept_bytes = sum(each.stat().st_size for each in Path(folder).iterdir())
     if {start.restored for start in with_cache} != {tokens} or filling.restored:
         raise RuntimeError("the cache did not restore the prompt: is there a place for its key?")
-    if {start.first for start in (*without, *with_cache)} != {filling.first}:
-        raise RuntimeError("the first token with the cache is another one than without")
+    # Without the cache the prompt is read in other batches, whose last bits differ: random weights have ties to break.
+    if {start.first for start in with_cache} != {filling.first}:
+        raise RuntimeError("the first token from the cache is another one than the one it was kept with")
     return {"filling": filling, "without": without, "with": with_cache, "kept_bytes": kept_bytes}
 
 
