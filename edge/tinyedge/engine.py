@@ -109,6 +109,8 @@ class Engine:
 
     def close(self) -> None:
         """Frees everything; waits for no one, so an open stream must be ended before."""
+        if self._template is not None:
+            self._template.close()
         if self._embedder is not None:
             self._embedder.close()
         self.context.close()
