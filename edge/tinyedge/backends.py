@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tinyedge.cpu import cpu_facts
 from tinyedge.errors import BackendError, NativeError
 from tinyedge.fitting import Case, Room, Settings, blocks_divide, fit, fittable, size
 from tinyedge.load_plan import MAX_ROPE_SCALE, LoadPlan, Machine, Request
+from tinyedge.machine.cpu import cpu_facts
 from tinyedge.memory import DEFAULT_BATCH, NO_LIMIT, free_memory_bytes
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.library import Device, compiled_backends, devices

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyedge.cpu import CpuFacts
 from tinyedge.fitting import KV_TYPES, quantized
+from tinyedge.machine.cpu import CpuFacts
 from tinyedge.native.library import Device
 
 FLASH_MODES = ("auto", "on", "off")

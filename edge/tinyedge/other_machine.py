@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tinyedge.cpu import CpuFacts
 from tinyedge.fitting import size
 from tinyedge.load_plan import Machine
+from tinyedge.machine.cpu import CpuFacts
 from tinyedge.memory import repacked_types
 from tinyedge.native.library import Device
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tinyedge.backends import choose
-from tinyedge.bandwidth import machine_key
 from tinyedge.cache import write_atomically
 from tinyedge.errors import MemoryFitError
 from tinyedge.load_plan import LoadPlan, Machine, Request
+from tinyedge.machine.bandwidth import machine_key
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.library import package_version
 from tinyedge.tuning import Setting

@@ -79,7 +79,7 @@ def _make_models(folder: Path) -> None:
 
 def _library(_options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Which library was loaded and which of its CPU modules is mapped, after all of them were looked at."""
-    from tinyedge.cpu_features import cpu_features
+    from tinyedge.machine.cpu_features import cpu_features
     from tinyedge.native import library
 
     versions = dataclasses.asdict(library.versions())

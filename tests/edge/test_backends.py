@@ -11,9 +11,9 @@ import pytest
 from tiny_gguf import tiny_parts, write
 
 from tinyedge.backends import BACKENDS, DEFAULT_CONTEXT_LIMIT, GPU_RESERVE_BYTES, Machine, Request, choose, this_machine
-from tinyedge.cpu import CpuFacts
 from tinyedge.errors import BackendError, MemoryFitError, NativeError
 from tinyedge.gguf_file import read_gguf
+from tinyedge.machine.cpu import CpuFacts
 from tinyedge.memory import memory_needed
 from tinyedge.model_facts import ModelFacts, describe_model
 from tinyedge.native.library import Device

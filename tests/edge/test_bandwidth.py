@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from system_tree import write_tree
 
-from tinyedge.bandwidth import (
+from tinyedge.cache import write_atomically
+from tinyedge.errors import MemoryFitError
+from tinyedge.machine.bandwidth import (
     Bandwidth,
     buffer_bytes,
     keep_bandwidth,
@@ -25,9 +27,7 @@ from tinyedge.bandwidth import (
     this_bandwidth,
     thread_counts,
 )
-from tinyedge.cache import write_atomically
-from tinyedge.cpu import CpuFacts
-from tinyedge.errors import MemoryFitError
+from tinyedge.machine.cpu import CpuFacts
 from tinyedge.native.memory_read import MemoryBuffer
 
 MIB = 1 << 20
@@ -260,7 +260,7 @@ def test_another_affinity_mask_is_another_machine() -> None:
         pytest.skip("needs two processors")
     whole = machine_key()
     assert machine_key() == whole
-    code = "from tinyedge.bandwidth import machine_key; import os; os.sched_setaffinity(0, {%d}); print(machine_key())"
+    code = "from tinyedge.machine.bandwidth import machine_key; import os; os.sched_setaffinity(0, {%d}); print(machine_key())"
     narrow = subprocess.run([sys.executable, "-c", code % min(allowed)], capture_output=True, text=True, check=True)
     assert narrow.stdout.strip() != whole
 

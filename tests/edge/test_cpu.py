@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge.cpu import cpu_facts, cpu_list, linux_facts, mac_facts
+from tinyedge.machine.cpu import cpu_facts, cpu_list, linux_facts, mac_facts
 
 CPUS = "sys/devices/system/cpu"
 

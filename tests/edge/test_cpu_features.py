@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge.cpu_features import architecture, cpu_features, linux_features, mac_features, x86_level
+from tinyedge.machine.cpu_features import architecture, cpu_features, linux_features, mac_features, x86_level
 
 # AT_HWCAP and AT_HWCAP2 as LD_SHOW_AUXV prints them on these cores, and the words /proc/cpuinfo has for them.
 CORTEX_A72 = {16: 0x8FF, 26: 0}  # fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import system_tree
 
-from tinyedge.bandwidth import Bandwidth
-from tinyedge.build_probe import Build
 from tinyedge.cli.device_lines import report_lines
 from tinyedge.cli.devices import board_name, describe
-from tinyedge.cpu import CpuFacts
-from tinyedge.cpu_features import CpuFeatures
-from tinyedge.devices import (
+from tinyedge.errors import WheelError
+from tinyedge.machine.bandwidth import Bandwidth
+from tinyedge.machine.build_probe import Build
+from tinyedge.machine.cpu import CpuFacts
+from tinyedge.machine.cpu_features import CpuFeatures
+from tinyedge.machine.devices import (
     CANNOT_RUN,
     FITS,
     GGML_FEATURES,
@@ -32,10 +33,9 @@ from tinyedge.devices import (
     judge,
     linux_hardware,
 )
-from tinyedge.errors import WheelError
-from tinyedge.memory_facts import MemoryFacts, linux_memory
+from tinyedge.machine.memory_facts import MemoryFacts, linux_memory
+from tinyedge.machine.sensors import Clock, Power, Sensors, Throttling
 from tinyedge.native.library import package_version
-from tinyedge.sensors import Clock, Power, Sensors, Throttling
 from tinyedge.wheel_facts import WheelFacts, read_wheel_facts
 from tinyedge_targets.boards import boards, emulated_cpu, find_board
 

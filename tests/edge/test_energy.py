@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from system_tree import write_tree
 
-from tinyedge.energy import EnergyMeter, find_source
-from tinyedge.energy_mac import PowerMetrics
+from tinyedge.machine.energy import EnergyMeter, find_source
+from tinyedge.machine.energy_mac import PowerMetrics
 
 RAPL = "sys/class/powercap"
 CHIP = "sys/class/hwmon/hwmon2"

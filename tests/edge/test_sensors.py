@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from system_tree import write_tree
 
-from tinyedge.sensors import (
+from tinyedge.machine.sensors import (
     Clock,
     Power,
     Sensors,
@@ -20,7 +20,7 @@ from tinyedge.sensors import (
     pi_throttling,
     read_sensors,
 )
-from tinyedge.throttle_watch import RunConditions, ThrottleWatch
+from tinyedge.machine.throttle_watch import RunConditions, ThrottleWatch
 
 CPUS = "sys/devices/system/cpu"
 FLAGS = "sys/devices/platform/soc/soc:firmware/get_throttled"

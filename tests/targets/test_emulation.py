@@ -115,7 +115,7 @@ def test_python_runs_as_on_that_cpu(
     monkeypatch.setenv("SECRET", "of this process")
     program = (
         "import os, sys, json, platform, numpy\n"
-        "from tinyedge.cpu_features import cpu_features\n"
+        "from tinyedge.machine.cpu_features import cpu_features\n"
         "assert (numpy.ones((70, 70), 'f') @ numpy.ones((70, 70), 'f')).sum() == 70 ** 3\n"
         "print(json.dumps([platform.machine(), sys.version_info[:2], cpu_features().words, dict(os.environ)]))"
     )

@@ -13,9 +13,9 @@ from tinyedge.cli.output import print_json, print_line, status
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tinyedge.bandwidth import Bandwidth
-    from tinyedge.cpu_features import CpuFeatures
-    from tinyedge.devices import Hardware, MachineReport
+    from tinyedge.machine.bandwidth import Bandwidth
+    from tinyedge.machine.cpu_features import CpuFeatures
+    from tinyedge.machine.devices import Hardware, MachineReport
     from tinyedge_targets.boards import Board
 
 TRIPLES = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}  # of boards, which a device tree names
@@ -44,11 +44,11 @@ def devices(
     installed llama.cpp cannot run here. Example: tinyedge devices
     """
     from tinyedge.advice import advise
-    from tinyedge.bandwidth import this_bandwidth
     from tinyedge.cli.advise import advice_lines, describe_advice, subject
     from tinyedge.cli.device_lines import report_lines
-    from tinyedge.devices import CANNOT_RUN, MISSING, machine_report
     from tinyedge.errors import NativeError
+    from tinyedge.machine.bandwidth import this_bandwidth
+    from tinyedge.machine.devices import CANNOT_RUN, MISSING, machine_report
     from tinyedge_targets.boards import boards
 
     if again and not measure:
@@ -144,7 +144,7 @@ def _bandwidth_object(bandwidth: Bandwidth | None) -> dict[str, Any] | None:
 
 def wheel_command(report: MachineReport, board: str) -> str | None:
     """The command that builds the wheel for this machine; None when what is installed fits."""
-    from tinyedge.devices import FITS, SLOWER
+    from tinyedge.machine.devices import FITS, SLOWER
 
     if report.verdict.state == FITS:
         return None

@@ -113,8 +113,8 @@ def _places(board_name: str | None, ram: str | None) -> list[Place]:
 def _here() -> Place:
     from tinyedge.advice import EFFICIENCY
     from tinyedge.backends import this_machine
-    from tinyedge.bandwidth import kept_bandwidth
     from tinyedge.cli.plan_report import Place
+    from tinyedge.machine.bandwidth import kept_bandwidth
     from tinyedge.other_machine import SpeedShare
 
     found = kept_bandwidth()
@@ -133,7 +133,7 @@ def _here() -> Place:
 def _like_this(total: int) -> Place:
     """A machine with this one's processor, another memory, and no GPU."""
     from tinyedge.cli.plan_report import Place
-    from tinyedge.cpu import cpu_facts
+    from tinyedge.machine.cpu import cpu_facts
     from tinyedge.other_machine import SYSTEMS, other_machine
 
     system, cpu = SYSTEMS["board"], cpu_facts()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +21,9 @@ from tinyedge.cli.text import text_writer
 
 if TYPE_CHECKING:
     from tinyedge.backends import Request
-    from tinyedge.energy import EnergyMeter
     from tinyedge.engine import Engine
     from tinyedge.generation import Speed, TokenLikelihood
+    from tinyedge.machine.energy import EnergyMeter
     from tinyedge.sampling import Sampling
     from tinyedge.speculation import Drafter
 
@@ -143,8 +143,8 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
     from tinyedge.cli.load_options import tell
     from tinyedge.cli.report import Report, likelihood_lines, report_object
     from tinyedge.engine import DRAFT_ROWS, Engine
+    from tinyedge.machine.throttle_watch import ThrottleWatch
     from tinyedge.model_probe import runnable_facts
-    from tinyedge.throttle_watch import ThrottleWatch
     from tinyedge.tuned import tuned_plan
 
     facts = runnable_facts(path)
@@ -172,6 +172,7 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
         speed=speed,
         conditions=watch.seen,
         energy=meter.used if meter else None,
+        drafting=drafting,
         speedup=engine.draft_speedup,
     )
     if wanted.json:
@@ -188,17 +189,14 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
 @contextmanager
 def _drafter(engine: Engine, wanted: Generation) -> Iterator[Drafter | None]:
     """What guesses ahead, as far as it was asked for."""
-    if wanted.draft is not None:
-        from tinyedge.speculation import open_draft
-
-        with open_draft(wanted.draft, engine) as drafter:
-            yield drafter
-    elif wanted.lookup:
-        from tinyedge.speculation import LookupDrafter
-
-        yield LookupDrafter()
-    else:
+    if wanted.draft is None and not wanted.lookup:
         yield None
+        return
+    from tinyedge.draft_model import open_draft
+    from tinyedge.lookup import LookupDrafter
+
+    with closing(open_draft(wanted.draft, engine.model, engine.plan) if wanted.draft else LookupDrafter()) as drafter:
+        yield drafter
 
 
 @contextmanager
@@ -206,7 +204,7 @@ def _energy(wanted: bool) -> Iterator[EnergyMeter | None]:
     if not wanted:
         yield None
         return
-    from tinyedge.energy import EnergyMeter
+    from tinyedge.machine.energy import EnergyMeter
 
     with EnergyMeter() as meter:
         yield meter

@@ -34,7 +34,7 @@ def tune(
     from tinyedge import tuned
     from tinyedge.backends import Request, choose, this_machine
     from tinyedge.cli.models import resolve_model
-    from tinyedge.cpu import cpu_facts
+    from tinyedge.machine.cpu import cpu_facts
     from tinyedge.model_probe import runnable_facts
     from tinyedge.tuning import tune as find
     from tinyedge.tuning import usual_stages

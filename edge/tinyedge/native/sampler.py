@@ -91,15 +91,6 @@ class Sampler(Handle):
             self._llama.llama_sampler_reset(self._grammar)
         self._open_character = b""
 
-    def clone(self) -> Sampler:
-        """A sampler in the same state, draws to come included."""
-        other = Sampler.__new__(Sampler)
-        other.__dict__.update(self.__dict__, _pointer=None, _grammar=None, _candidates=None)
-        other._pointer = self._llama.llama_sampler_clone(self._chain)
-        if self._grammar is not None:
-            other._grammar = self._llama.llama_sampler_clone(self._grammar)
-        return other
-
     @property
     def _chain(self) -> Any:
         if not self._pointer:

@@ -22,9 +22,9 @@ from types import MappingProxyType
 from typing import Any
 
 from tinyedge.cache import cache_folder, write_atomically
-from tinyedge.cpu import CpuFacts, cpu_facts
 from tinyedge.errors import MemoryFitError
-from tinyedge.system_files import integer, read_text
+from tinyedge.machine.cpu import CpuFacts, cpu_facts
+from tinyedge.machine.system_files import integer, read_text
 
 FORMAT = 1  # of the kept file
 _MIB = 1 << 20

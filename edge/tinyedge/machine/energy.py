@@ -16,8 +16,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol
 
-from tinyedge.energy_mac import PowerMetrics
-from tinyedge.system_files import read_integer, read_text
+from tinyedge.machine.energy_mac import PowerMetrics
+from tinyedge.machine.system_files import read_integer, read_text
 
 _MICRO = 1e-6
 _INTERVAL_S = 0.5  # a power sensor is averaged over some tenths of a second itself; a counter needs no more

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinyedge.machine.system_files import cgroup_values, integer, read_integer, read_text
 from tinyedge.memory import free_memory_bytes
-from tinyedge.system_files import cgroup_values, integer, read_integer, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

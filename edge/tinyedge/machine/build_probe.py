@@ -171,7 +171,7 @@ def _be_the_child(tell: Callable[[int], None], writer: int) -> NoReturn:
 
 def _in_a_new_process() -> tuple[bytes, int | None]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "tinyedge.build_probe"]
+    command = [sys.executable, "-m", "tinyedge.machine.build_probe"]
     try:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.system_files import integer, read_integer, read_text
+from tinyedge.machine.system_files import integer, read_integer, read_text
 
 # Names of hwmon drivers that measure the processor: drivers/hwmon of the kernel, and those thermal zones register.
 _CPU_CHIPS = re.compile(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.system_files import cgroup_values, integer, read_integer, read_text
+from tinyedge.machine.system_files import cgroup_values, integer, read_integer, read_text
 
 # A core below this share of the fastest core's capacity is an efficiency core. Kernel capacities: Cortex-A55 beside A76
 # about 0.4, beside X1 0.25; A78 beside X1 about 0.8. Clock rates alone lie closer together: 1.8 to 2.4 GHz on an RK3588.

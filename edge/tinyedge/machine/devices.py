@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.bandwidth import Bandwidth, kept_bandwidth, last_level_cache
-from tinyedge.build_probe import Build, probe_build
-from tinyedge.cpu import CpuFacts, cpu_facts
-from tinyedge.cpu_features import CpuFeatures, cpu_features, mac_sysctls
-from tinyedge.memory_facts import MemoryFacts, memory_facts
-from tinyedge.sensors import Sensors, read_sensors
-from tinyedge.system_files import read_text
+from tinyedge.machine.bandwidth import Bandwidth, kept_bandwidth, last_level_cache
+from tinyedge.machine.build_probe import Build, probe_build
+from tinyedge.machine.cpu import CpuFacts, cpu_facts
+from tinyedge.machine.cpu_features import CpuFeatures, cpu_features, mac_sysctls
+from tinyedge.machine.memory_facts import MemoryFacts, memory_facts
+from tinyedge.machine.sensors import Sensors, read_sensors
+from tinyedge.machine.system_files import read_text
 
 FITS, SLOWER, CANNOT_RUN, MISSING = "fits", "slower", "cannot run", "missing"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from time import monotonic
 from types import TracebackType
 
-from tinyedge.cpu import cpu_facts
-from tinyedge.sensors import (
+from tinyedge.machine.cpu import cpu_facts
+from tinyedge.machine.sensors import (
     Clock,
     Throttling,
     clock,
