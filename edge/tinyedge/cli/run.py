@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def run(
     sampling_of(sampling)  # wrong usage is said before a checkpoint is quantized
     wanted = Generation(
         prompt=_read_prompt(prompt, file),
-        sampling=lambda path: sampling_of(sampling, _metadata(path)),
+        sampling=lambda path: _sampling_for(path, sampling),
         max_tokens=None if tokens < 0 else tokens,
         stops=sampling.stops,
         logprobs=sampling.logprobs,
@@ -131,10 +131,14 @@ def adapters_of(values: list[str] | None) -> tuple[tuple[Path, float], ...]:
     return tuple(found)
 
 
-def _metadata(path: Path) -> Mapping[str, object]:
+def _sampling_for(path: Path, options: SamplingOptions) -> Sampling:
+    """The sampling that the options ask for, over the defaults in the model's file."""
+    from tinyedge.cli.sampling_options import sampling_of
     from tinyedge.gguf_file import read_gguf
+    from tinyedge.model_facts import describe_model
 
-    return read_gguf(path).metadata
+    gguf = read_gguf(path)
+    return sampling_of(options, gguf.metadata, describe_model(gguf).vocabulary)
 
 
 def generate(path: Path, request: Request, wanted: Generation) -> None:

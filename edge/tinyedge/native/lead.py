@@ -64,7 +64,7 @@ class Leads:
 
 def logits_of(context: Context, row: int = -1) -> Logits:
     """A copy of a row of the logits of the last decode."""
-    return np.frombuffer(context.logits(row), dtype=np.float32).copy()
+    return np.array(context.logits(row), dtype=np.float32)
 
 
 def difference(one: Logits, other: Logits) -> float:

@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.errors import GrammarError, NativeError
-from tinyedge.grammar import check_grammar
 from tinyedge.native import library, log
 from tinyedge.native.handle import Handle, freeing
 from tinyedge.sampling import Sampling
+from tinyedge.structured.grammar import check_grammar
 
 if TYPE_CHECKING:
     from tinyedge.native.context import Context
