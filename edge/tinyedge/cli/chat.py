@@ -1,0 +1,280 @@
+"""`tinyedge chat`: a conversation at the terminal, or one message per line from a pipe."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyedge.cli.load_options import LoadOptions
+from tinyedge.cli.option_groups import with_option_groups
+from tinyedge.cli.output import printable, status
+from tinyedge.cli.sampling_options import SamplingOptions
+from tinyedge.cli.signals import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from tinyedge.chat_template import ChatTemplate
+    from tinyedge.cli.dialogue import Dialogue
+    from tinyedge.errors import TinyEdgeError
+    from tinyedge.gguf_file import GGUFFile
+
+_EXAMPLES = """\b
+Examples:
+  tinyedge chat model.gguf
+  tinyedge chat tinyllama --system "You answer in one sentence." --temp 0.6
+  printf 'Who wrote Faust?\\nWhen?\\n' | tinyedge chat model.gguf --json
+"""
+_NO_TEMPLATE = (
+    "this model has no chat template, so it continues what stands here: your messages and its texts, line by line; "
+    "--template FILE gives it one"
+)
+_MAX_LINE_BYTES = 16 << 20  # more than any context holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """What belongs to a chat alone. `cache` allows files in the cache folder: the history, the state of system prompts."""
+
+    system: str | None = None
+    template: Path | None = None
+    session: Path | None = None
+    cache: bool = True
+    quiet: bool = False
+
+
+@with_option_groups
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint, a pulled name, or `demo`.")],
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", metavar="FILE", help="A jinja2 chat template in place of the model's.")
+    ] = None,
+    session: Annotated[
+        Path | None, typer.Option("--session", metavar="FILE", help="Go on with the chat in FILE, and keep this one there.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=-1, help="Most tokens in an answer; -1 for no limit.")] = -1,
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter (GGUF); several.")
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep history and the state of system prompts.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No remark after each answer.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per answer, for messages from a pipe.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
+    *,
+    sampling: SamplingOptions,
+    load: LoadOptions,
+) -> None:
+    """Hold a conversation with a model. /help lists what a line with a slash can do.
+
+    From a pipe every line is a message; the answers go to stdout, an empty line between.
+    """
+    options = ChatOptions(system=system, template=template, session=session, cache=cache, quiet=quiet)
+    converse(model, options, sampling=sampling, load=load, lora=lora, tokens=tokens, json=json, verbose=verbose)
+
+
+chat.__doc__ = f"{chat.__doc__}\n\n{_EXAMPLES}"
+
+
+def converse(
+    model: str,
+    options: ChatOptions | None = None,
+    *,
+    sampling: SamplingOptions,
+    load: LoadOptions,
+    lora: list[str] | None,
+    tokens: int,
+    json: bool,
+    verbose: bool,
+) -> None:
+    """Chats with what the MODEL argument names, on a terminal or with the lines of a pipe."""
+    from tinyedge.backends import choose, this_machine
+    from tinyedge.cli.chat_files import keep_session, opened_session, prompt_cache
+    from tinyedge.cli.dialogue import Dialogue
+    from tinyedge.cli.load_options import tell
+    from tinyedge.cli.models import resolve_model
+    from tinyedge.cli.run import adapters_of, load_progress
+    from tinyedge.cli.sampling_options import sampling_of
+    from tinyedge.conversation import Conversation
+    from tinyedge.engine import Engine
+    from tinyedge.gguf_file import read_gguf
+    from tinyedge.model_probe import runnable_facts
+
+    options = options or ChatOptions()
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if json and at_terminal:
+        raise typer.BadParameter("--json is for messages that come from a pipe, one on each line")
+    if sampling.logprobs:
+        raise typer.BadParameter("a chat shows no --logprobs; `tinyedge run` does")
+    sampling_of(sampling)  # wrong usage is said before a checkpoint is quantized
+    adapters = adapters_of(lora)
+    path = resolve_model(model)
+    facts = runnable_facts(path)
+    gguf = read_gguf(path)
+    with ExitStack() as stack:
+        template = _template(gguf, options.template)
+        if template is None:
+            status(_NO_TEMPLATE)
+        else:
+            stack.enter_context(template)
+            template.start()
+        plan = choose(facts, load.request(), this_machine())
+        tell(plan)
+        with load_progress(facts.weight_bytes, quiet=json or verbose) as progress:
+            engine = stack.enter_context(Engine.open(path, plan, lora=adapters, verbose=verbose, progress=progress))
+        session = options.session
+        conversation = Conversation(engine, template) if session is None else opened_session(session, engine, template)
+        if options.system and options.system != conversation.system:
+            conversation.set_system(options.system)
+        dialogue = Dialogue(
+            conversation=conversation,
+            facts=facts,
+            sampling=sampling_of(sampling, gguf.metadata, engine.model.vocabulary_size),
+            max_tokens=None if tokens < 0 else tokens,
+            stops=sampling.stops,
+            adapters=tuple(file for file, _ in adapters),
+            show=not json,
+            quiet=options.quiet or not at_terminal,
+            prompts=prompt_cache(options.cache),
+        )
+        stack.enter_context(_hang_up_as_termination())
+        dialogue.read_system_prompt()
+        try:
+            code = _talk(dialogue, options) if at_terminal else _answer_lines(dialogue, json=json)
+        finally:
+            if session is not None:
+                keep_session(session, dialogue.conversation, dialogue.sampling)
+    if code:
+        sys.exit(code)
+
+
+def _template(gguf: GGUFFile, file: Path | None) -> ChatTemplate | None:
+    from tinyedge.chat_template import ChatTemplate
+
+    return ChatTemplate.of_model(gguf) if file is None else ChatTemplate.from_file(file, gguf)
+
+
+@contextmanager
+def _hang_up_as_termination() -> Iterator[None]:
+    """A terminal that goes away ends the chat as SIGTERM does, which native calls heed and which lets the session be kept."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:  # nohup
+        yield
+        return
+    signal.signal(signal.SIGHUP, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _talk(dialogue: Dialogue, options: ChatOptions) -> int:
+    """Talks with the person at the terminal until they leave."""
+    from tinyedge.cache import cache_folder
+    from tinyedge.cli.repl import LineEditor
+    from tinyedge.errors import PromptError
+
+    folder = cache_folder(needed=False) if options.cache else None
+    editor = LineEditor(folder and folder / "chat-history.jsonl")
+    status("Type a message; /help shows the commands, Ctrl-D leaves.")
+    interrupted = False
+    try:
+        while True:
+            try:
+                text = editor.message()
+            except EOFError:
+                status("")
+                return 0
+            except KeyboardInterrupt:
+                status("")
+                if interrupted or not editor.unfinished:
+                    status("Ctrl-D or /quit leaves the chat.")
+                interrupted = True
+                continue
+            except PromptError as error:
+                _say(error)
+                continue
+            interrupted = False
+            try:
+                _respond(dialogue, text)
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                status("")
+    finally:
+        editor.close()
+
+
+def _respond(dialogue: Dialogue, text: str) -> None:
+    """Runs a command or answers a message; what cannot be done is said. Raises EOFError for /quit."""
+    from tinyedge.cli.chat_commands import run_command
+    from tinyedge.errors import OutputError, TinyEdgeError
+
+    if text.startswith("/") and not text.startswith("//"):
+        try:
+            run_command(dialogue, text)
+        except TinyEdgeError as error:
+            _say(error)
+    elif text.strip():
+        try:
+            dialogue.ask(text[1:] if text.startswith("//") else text)
+        except OutputError:  # nobody can read what comes
+            raise
+        except TinyEdgeError as error:
+            _say(error)
+
+
+def _answer_lines(dialogue: Dialogue, *, json: bool) -> int:
+    """Answers the lines of stdin, each a message; the exit code of the first that could not be answered."""
+    from tinyedge.cli.output import write_text
+    from tinyedge.cli.repl import decoded
+    from tinyedge.cli.text import print_json_line
+    from tinyedge.errors import OutputError, TinyEdgeError
+
+    code, separator = 0, ""
+    for number, raw in enumerate(_lines(), 1):
+        if not raw.strip():
+            continue
+        try:
+            message = decoded(raw, f"line {number}")
+            if not json:
+                write_text(separator)
+            answer = dialogue.ask(message)
+        except OutputError:
+            raise
+        except TinyEdgeError as error:
+            _say(error)
+            code, separator = code or error.exit_code, ""
+            if json:
+                print_json_line({"error": str(error), "exit_code": error.exit_code})
+            continue
+        separator = "\n"
+        if json:
+            print_json_line(dialogue.as_object(answer))
+        if answer.speed.stop_reason == "interrupted":
+            return EXIT_INTERRUPTED
+    return code
+
+
+def _lines() -> Iterator[bytes]:
+    """The lines of stdin, the end of one beyond all measure left out."""
+    if sys.stdin is None:
+        return
+    while line := sys.stdin.buffer.readline(_MAX_LINE_BYTES):
+        rest = line
+        while len(rest) == _MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = sys.stdin.buffer.readline(_MAX_LINE_BYTES)
+        yield line
+
+
+def _say(error: TinyEdgeError) -> None:
+    status(f"error: {printable(str(error), 600)}")
