@@ -22,11 +22,11 @@ from time import perf_counter
 from typing import Any
 
 from tinyedge.backends import Request, choose, this_machine
+from tinyedge.chat.prompt_cache import PromptCache
 from tinyedge.engine import Engine
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
 from tinyedge.native.model import Model
-from tinyedge.prompt_cache import PromptCache
 from tinyedge.sampling import Sampling
 from tinyedge_bench.results import keep
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Request
-    from tinyedge.chat_template import Message
+    from tinyedge.chat.chat_template import Message
     from tinyedge.engine import Engine
     from tinyedge.errors import TinyEdgeError
     from tinyedge.generation import Chunk, Completion, Speed
@@ -24,7 +24,7 @@ _HOMES = {
     "Completion": "generation",
     "Engine": "engine",
     "LoadPlan": "backends",
-    "Message": "chat_template",
+    "Message": "chat.chat_template",
     "Request": "backends",
     "Sampling": "sampling",
     "Speed": "generation",

@@ -20,9 +20,10 @@ from tinyedge.native.context import Context, ContextSettings
 from tinyedge.native.model import Adapter, Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
+from tinyedge.tokens import common_length
 
 if TYPE_CHECKING:
-    from tinyedge.chat_template import ChatTemplate, Message
+    from tinyedge.chat.chat_template import ChatTemplate, Message
     from tinyedge.speculation import Drafter, Speculator
 
 # Logits that one decode may give: one token and the most that are ever drafted at a time.
@@ -212,7 +213,7 @@ class Engine:
 
     def chat_tokens(self, messages: Iterable[Message | Mapping[str, str]]) -> list[int]:
         """The prompt that asks for the answer to `messages`, as tokens."""
-        from tinyedge.chat_template import Message
+        from tinyedge.chat.chat_template import Message
 
         whole = [each if isinstance(each, Message) else Message(each["role"], each["content"]) for each in messages]
         return self.template.tokens(self.model, whole)
@@ -220,7 +221,7 @@ class Engine:
     @property
     def template(self) -> ChatTemplate:
         """The chat template in the model's file. Raises TemplateError when there is none."""
-        from tinyedge.chat_template import ChatTemplate
+        from tinyedge.chat.chat_template import ChatTemplate
         from tinyedge.errors import TemplateError
         from tinyedge.gguf_file import read_gguf
 
@@ -332,12 +333,14 @@ class Engine:
     def _read(self, tokens: Sequence[int], *, reuse: bool, progress: Progress | None) -> None:
         """Computes the logits behind the last of `tokens`."""
         meter = self._meter
-        kept = _common_length(self.cached, tokens[:-1]) if reuse else 0
+        kept = common_length(self.cached, tokens[:-1]) if reuse else 0
         self._forget_after(kept)
         kept = meter.reused = meter.prompt_tokens = len(self.cached)
 
         def done(count: int) -> None:
             meter.prompt_tokens = kept + count
+            if kept + count > len(self.cached):  # whole batches stay when the rest is interrupted
+                self.cached[kept:] = tokens[kept : kept + count]
             if progress is not None:
                 progress(kept + count, len(tokens))
 
@@ -506,11 +509,3 @@ def _adapter(model: Model, base: Path, file: Path) -> Adapter:
 
     check_adapter(read_gguf(file), read_gguf(base))
     return Adapter(model, file)
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens the two begin with alike."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))

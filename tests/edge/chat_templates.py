@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyedge.chat_template import ChatTemplate, Message
+from tinyedge.chat.chat_template import ChatTemplate, Message
 
 FOLDER = Path(__file__).with_name("templates")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))

@@ -17,10 +17,10 @@ import pytest
 from chat_templates import CONVERSATIONS, NAMES, VARIABLES, WITHOUT_SYSTEM, conversation, source, template
 from tiny_gguf import tiny_parts, write
 
-from tinyedge.chat_template import ChatTemplate, Message
+from tinyedge.chat.chat_template import ChatTemplate, Message
+from tinyedge.chat.template_process import Limits
 from tinyedge.errors import PromptError, TemplateError
 from tinyedge.gguf_file import read_gguf
-from tinyedge.template_process import Limits
 
 QUICK = Limits(seconds=1)
 HELLO = [Message("user", "Hello")]
@@ -174,7 +174,7 @@ def test_the_process_is_gone_with_the_template_and_begins_anew_after_its_end() -
 
 ORPHAN = """
 import sys, time
-from tinyedge.chat_template import ChatTemplate, Message
+from tinyedge.chat.chat_template import ChatTemplate, Message
 template = ChatTemplate("{{ messages[0].content }}")
 template.render([Message("user", "x")])
 import psutil

@@ -14,7 +14,7 @@ from chat_templates import CONVERSATIONS, NAMES, as_written, conversation, sourc
 from chat_vocabularies import CONTROL, USER_DEFINED, byte_level, llama_2, sentence_piece, taken_apart
 from tiny_gguf import tiny_parts, write
 
-from tinyedge.chat_template import ChatTemplate, Message
+from tinyedge.chat.chat_template import ChatTemplate, Message
 from tinyedge.errors import TemplateError
 from tinyedge.gguf_file import read_gguf
 from tinyedge.native.model import Model

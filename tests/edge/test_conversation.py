@@ -15,13 +15,13 @@ import pytest
 
 import tinyedge
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
-from tinyedge.chat_template import ChatTemplate, Message
-from tinyedge.conversation import Conversation
+from tinyedge.chat.chat_template import ChatTemplate, Message
+from tinyedge.chat.conversation import Conversation
+from tinyedge.chat.plain_text import PlainText
 from tinyedge.engine import Engine
 from tinyedge.errors import PromptError, SessionError, TemplateError
 from tinyedge.generation import Chunk, Speed
 from tinyedge.model_probe import runnable_facts
-from tinyedge.plain_text import PlainText
 from tinyedge.sampling import Sampling
 from tinyedge_quantize.convert import convert
 

@@ -16,13 +16,13 @@ import pytest
 from tiny_gguf import tiny_parts, write
 
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
+from tinyedge.chat.prompt_cache import PromptCache
+from tinyedge.chat.state_file import open_state_file, write_state_file
+from tinyedge.chat.state_key import state_key
 from tinyedge.engine import Engine
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
-from tinyedge.prompt_cache import PromptCache
 from tinyedge.sampling import Sampling
-from tinyedge.state_file import open_state_file, write_state_file
-from tinyedge.state_key import state_key
 
 GREEDY = Sampling(temperature=0.0)
 SYSTEM = [3 + byte for byte in b"You are a turtle and you answer in rhymes. Take your time, think twice."]  # byte tokens
@@ -299,7 +299,7 @@ from tinyedge.backends import Request, choose, this_machine
 from tinyedge.engine import Engine
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
-from tinyedge.prompt_cache import PromptCache
+from tinyedge.chat.prompt_cache import PromptCache
 model, folder, limit, seed, tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
 notes = []
 plan = choose(describe_model(read_gguf(model)), Request(backend="cpu", threads=1), this_machine())

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 from tiny_gguf import F32, HIDDEN, LAYERS, Parts, Tensor, tiny_parts, write
 
-from tinyedge import state_file
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
+from tinyedge.chat import state_file
+from tinyedge.chat.session_file import load_session, save_session
+from tinyedge.chat.state_file import open_state_file, write_state_file
+from tinyedge.chat.state_key import state_key
 from tinyedge.engine import Engine
 from tinyedge.errors import OutputError, SessionError
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
 from tinyedge.model_identity import identity_of
 from tinyedge.sampling import Sampling
-from tinyedge.session_file import load_session, save_session
-from tinyedge.state_file import open_state_file, write_state_file
-from tinyedge.state_key import state_key
 
 GREEDY = Sampling(temperature=0.0)
 TALK = {"messages": [{"role": "user", "content": "héllo 🐢"}, {"role": "assistant", "content": "ab"}], "forgotten": 0}

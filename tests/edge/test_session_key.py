@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge.state_key import state_key
+from tinyedge.chat.state_key import state_key
 
 TELL = (
-    "import sys; from pathlib import Path; from tinyedge.state_key import state_key; print(state_key(Path(sys.argv[1])).hex())"
+    "import sys; from pathlib import Path; from tinyedge.chat.state_key import state_key\n"
+    "print(state_key(Path(sys.argv[1])).hex())"
 )
 
 

@@ -20,7 +20,7 @@ from tinyedge.cli.sampling_options import SamplingOptions
 from tinyedge.cli.signals import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from tinyedge.chat_template import ChatTemplate
+    from tinyedge.chat.chat_template import ChatTemplate
     from tinyedge.cli.dialogue import Dialogue
     from tinyedge.errors import TinyEdgeError
     from tinyedge.gguf_file import GGUFFile
@@ -95,13 +95,13 @@ def converse(
 ) -> None:
     """Chats with what the MODEL argument names, on a terminal or with the lines of a pipe."""
     from tinyedge.backends import choose, this_machine
+    from tinyedge.chat.conversation import Conversation
     from tinyedge.cli.chat_files import keep_session, opened_session, prompt_cache
     from tinyedge.cli.dialogue import Dialogue
     from tinyedge.cli.load_options import tell
     from tinyedge.cli.models import resolve_model
     from tinyedge.cli.run import adapters_of, load_progress
     from tinyedge.cli.sampling_options import sampling_of
-    from tinyedge.conversation import Conversation
     from tinyedge.engine import Engine
     from tinyedge.gguf_file import read_gguf
     from tinyedge.model_probe import runnable_facts
@@ -155,7 +155,7 @@ def converse(
 
 
 def _template(gguf: GGUFFile, file: Path | None) -> ChatTemplate | None:
-    from tinyedge.chat_template import ChatTemplate
+    from tinyedge.chat.chat_template import ChatTemplate
 
     return ChatTemplate.of_model(gguf) if file is None else ChatTemplate.from_file(file, gguf)
 

@@ -12,9 +12,9 @@ from tinyedge.cli.output import late_progress, printable, status
 from tinyedge.errors import OutputError, PromptError, SessionError
 
 if TYPE_CHECKING:
-    from tinyedge.conversation import Conversation, Template
+    from tinyedge.chat.conversation import Conversation, Template
+    from tinyedge.chat.prompt_cache import PromptCache
     from tinyedge.engine import Engine
-    from tinyedge.prompt_cache import PromptCache
     from tinyedge.sampling import Sampling
 
 _MAX_FILE_BYTES = 64 << 20  # of a conversation as JSON
@@ -25,7 +25,7 @@ def opened_session(path: Path, engine: Engine, template: Template | None) -> Con
 
     Raises SessionError for a file that is none or of another model, and OutputError where none could be written later.
     """
-    from tinyedge.conversation import Conversation
+    from tinyedge.chat.conversation import Conversation
 
     if not path.exists():
         if not os.access(path.parent, os.W_OK):
@@ -38,7 +38,7 @@ def opened_session(path: Path, engine: Engine, template: Template | None) -> Con
 
 def keep_session(path: Path, conversation: Conversation, sampling: Sampling) -> None:
     """Writes the session file. Raises as `save_session` does."""
-    from tinyedge.session_file import save_session
+    from tinyedge.chat.session_file import save_session
 
     note = save_session(path, conversation.engine, conversation.to_json(), sampling=sampling)
     status(f"kept {_turns(conversation)} in {path}")
@@ -74,8 +74,8 @@ def save_conversation(path: Path, conversation: Conversation) -> None:
 
 def loaded_conversation(path: Path, engine: Engine, template: Template | None) -> Conversation:
     """The conversation in a file that `save_conversation` or `keep_session` wrote. Raises SessionError."""
-    from tinyedge.conversation import Conversation
-    from tinyedge.state_file import is_state_file
+    from tinyedge.chat.conversation import Conversation
+    from tinyedge.chat.state_file import is_state_file
 
     remedy = "name a file that /save wrote, or a session"
     if not path.is_file():
@@ -102,15 +102,15 @@ def prompt_cache(wanted: bool) -> PromptCache | None:
     """The cache of system prompts, which says on stderr what it must do without."""
     if not wanted:
         return None
-    from tinyedge.prompt_cache import PromptCache
+    from tinyedge.chat.prompt_cache import PromptCache
 
     note: Callable[[str], None] = lambda text: status(printable(text, 400))  # noqa: E731
     return PromptCache(on_note=note)
 
 
 def _session(path: Path, engine: Engine, template: Template | None) -> Conversation:
-    from tinyedge.conversation import Conversation
-    from tinyedge.session_file import load_session
+    from tinyedge.chat.conversation import Conversation
+    from tinyedge.chat.session_file import load_session
 
     loaded = load_session(path, engine)
     try:

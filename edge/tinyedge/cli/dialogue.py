@@ -14,11 +14,11 @@ from tinyedge.cli.report import STOP_WORDS, Report
 from tinyedge.cli.text import remark, text_writer
 
 if TYPE_CHECKING:
-    from tinyedge.conversation import Conversation
+    from tinyedge.chat.conversation import Conversation
+    from tinyedge.chat.prompt_cache import PromptCache
     from tinyedge.generation import Chunk, Speed
     from tinyedge.machine.throttle_watch import RunConditions
     from tinyedge.model_facts import ModelFacts
-    from tinyedge.prompt_cache import PromptCache
     from tinyedge.sampling import Sampling
 
 _SEEDS = 2**32 - 1  # llama.cpp takes the last one for a random seed

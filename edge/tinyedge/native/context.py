@@ -84,6 +84,7 @@ class Context(Handle):
         self._interrupt = Interruptible()
         self._progress: Callable[[int], None] | None = None
         self._done = 0
+        self._failed: BaseException | None = None
         self._abort_callback = self._llama.ggml_abort_callback(self._stop_wanted)
         self._no_callback = self._llama.ggml_abort_callback()
 
@@ -183,7 +184,7 @@ class Context(Handle):
 
         `progress` is told how many tokens are done after each batch, and on the CPU many times in between.
         """
-        self._progress, self._done = progress, 0
+        self._progress, self._done, self._failed = progress, 0, None
         self._llama.llama_set_abort_callback(self.pointer, self._abort_callback, None)
         try:
             with self._interrupt:
@@ -191,6 +192,8 @@ class Context(Handle):
                     part: list[Any] = list(tokens[start : start + self._room])
                     self._tokens[: len(part)] = part
                     self._run(len(part))
+                    if self._failed is not None:
+                        raise self._failed
                     if self._interrupt.requested:
                         break
                     self._done += len(part)
@@ -201,10 +204,13 @@ class Context(Handle):
             self._llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
 
     def _stop_wanted(self, _data: object) -> bool:
-        """What ggml asks after each operation of a graph."""
-        if self._progress is not None:
-            self._progress(self._done)
-        return self._interrupt.requested
+        """What ggml asks after each operation of a graph. An exception would be lost in C, so it is kept for later."""
+        if self._progress is not None and self._failed is None:
+            try:
+                self._progress(self._done)
+            except BaseException as error:
+                self._failed = error
+        return self._interrupt.requested or self._failed is not None
 
     def wait(self) -> None:
         """Returns when the device has finished what it was given."""
@@ -257,8 +263,8 @@ class Context(Handle):
         if status == 0:
             self.moved = False
             return
-        if status == _ABORTED and self._interrupt.requested:
-            return  # and the `with` of the caller raises
+        if status == _ABORTED and (self._interrupt.requested or self._failed is not None):
+            return  # and the caller raises
         if status == _NO_SLOT:
             raise NativeError(f"the KV cache has no room for {count} more tokens", "raise --ctx")
         raise failure(f"failed to decode {count} tokens (status {status})")

@@ -1,6 +1,7 @@
 """What the installed ggml build uses of a processor, and whether its kernels run here.
 
-Everything in this file may end the process when the build is meant for a newer CPU; `tinyedge.machine.build_probe` calls it in a child.
+Everything in this file may end the process when the build is meant for a newer CPU: `tinyedge.machine.build_probe` calls it in
+a child.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
-from tinyedge import chat_tokens
-from tinyedge.chat_tokens import Template
+from tinyedge.chat import chat_tokens
+from tinyedge.chat.chat_tokens import Template
+from tinyedge.chat.special_tokens import Vocabulary
+from tinyedge.chat.template_process import Limits, TemplateProcess, TemplateRefusal
 from tinyedge.errors import PromptError, TemplateError
 from tinyedge.gguf_file import GGUFFile
 from tinyedge.gguf_values import GGUFArray
-from tinyedge.special_tokens import Vocabulary
-from tinyedge.template_process import Limits, TemplateProcess, TemplateRefusal
 
 ROLES = ("system", "user", "assistant", "tool")
 _CODE = re.compile(r"\{[{%](.*?)[%}]\}", re.DOTALL)

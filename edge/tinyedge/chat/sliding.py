@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from tinyedge.tokens import common_length
+
 if TYPE_CHECKING:
     from tinyedge.engine import Engine
 
@@ -101,11 +103,3 @@ def removed_span(longer: Sequence[int], shorter: Sequence[int]) -> tuple[int, in
     start = common_length(longer, shorter)
     end = len(longer) - (len(shorter) - start)
     return (start, end) if end > start and longer[end:] == shorter[start:] else None
-
-
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens the two begin with alike."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))

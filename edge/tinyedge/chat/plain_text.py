@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinyedge.chat_template import Message
+    from tinyedge.chat.chat_template import Message
     from tinyedge.native.model import Model
 
 

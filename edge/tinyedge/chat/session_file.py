@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge import __version__
+from tinyedge.chat.state_file import StateFile, is_state_file, open_state_file, write_state_file
+from tinyedge.chat.state_key import state_key
 from tinyedge.errors import DiskSpaceError, OutputError, SessionError
 from tinyedge.memory import free_memory_bytes, memory_needed
 from tinyedge.model_identity import Identity, identity_of, model_facts_of
 from tinyedge.sampling import Sampling
-from tinyedge.state_file import StateFile, is_state_file, open_state_file, write_state_file
-from tinyedge.state_key import state_key
 
 if TYPE_CHECKING:
     from tinyedge.engine import Engine

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 from tinyedge import __version__
 from tinyedge.cache import cache_folder
+from tinyedge.chat.session_file import identity_in, may_take_state
+from tinyedge.chat.state_file import open_state_file, write_state_file
+from tinyedge.chat.state_key import state_key
 from tinyedge.errors import SessionError
 from tinyedge.model_identity import Identity, identity_of
-from tinyedge.session_file import identity_in, may_take_state
-from tinyedge.state_file import open_state_file, write_state_file
-from tinyedge.state_key import state_key
+from tinyedge.tokens import common_length
 
 if TYPE_CHECKING:
     from tinyedge.engine import Engine, Progress
@@ -79,7 +80,7 @@ class PromptCache:
         Gives how many came from disk. Raises what `Engine.read` raises.
         """
         restored = self.restore(engine, tokens)
-        held = _common_length(engine.cached, tokens)
+        held = common_length(engine.cached, tokens)
         if held < len(tokens):
             started = perf_counter()
             engine.read(tokens, progress)
@@ -95,7 +96,7 @@ class PromptCache:
         """
         if self._off or not tokens:
             return 0
-        held = _common_length(engine.cached, tokens)
+        held = common_length(engine.cached, tokens)
         room = engine.plan.context
         found = [entry for entry in self._beginnings(tokens) if held < entry.tokens < room]
         if not found:
@@ -226,11 +227,3 @@ def _digest(tokens: Sequence[int]) -> str:
 
 def _pays(tokens: int, seconds: float) -> bool:
     return tokens >= PAYS_TOKENS or seconds > PAYS_SECONDS
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens the two begin with alike."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))

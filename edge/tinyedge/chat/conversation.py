@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tinyedge.chat_template import Message
+from tinyedge.chat.chat_template import Message
+from tinyedge.chat.plain_text import PlainText, spelled
+from tinyedge.chat.sliding import Window
 from tinyedge.errors import PromptError, SessionError
 from tinyedge.generation import Chunk
-from tinyedge.plain_text import PlainText, spelled
-from tinyedge.sliding import Window, common_length
+from tinyedge.tokens import common_length
 
 if TYPE_CHECKING:
     from tinyedge.engine import Engine, Progress

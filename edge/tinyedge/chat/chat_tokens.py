@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from tinyedge.chat.special_tokens import SpecialTokens, Vocabulary
 from tinyedge.errors import TemplateError
-from tinyedge.special_tokens import SpecialTokens, Vocabulary
 
 if TYPE_CHECKING:
-    from tinyedge.chat_template import Message
+    from tinyedge.chat.chat_template import Message
 
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # characters that mean nothing, in no vocabulary
 

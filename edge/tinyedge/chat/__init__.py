@@ -1,0 +1,1 @@
+"""Conversations: chat templates, sliding in a full context, sessions and prompts kept on disk."""
