@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "tinyedge demo",
     "quantize": f"tinyedge quantize {DEMO_CHECKPOINT} -t Q4_K_M -o demo.gguf",
     "run": 'tinyedge run demo.gguf -p "The wolf said" -n 40 --seed 3',
+    "chat": "printf 'Once upon a time there was a wolf\\nThe wolf said\\n' | tinyedge chat demo.gguf -n 40 --seed 3 --no-cache",
     "inspect": "tinyedge inspect demo.gguf",
     "bench": "tinyedge bench demo.gguf -r 5",
     "version": "tinyedge --version",
@@ -100,6 +101,22 @@ def _runtime() -> str:
     return "\n".join(rows) + f"\n\nMedians of {result['runs']} runs in turn. {_machine(result)}\n"
 
 
+def _second_start() -> str:
+    result = kept("second_start")
+    rows = ["| what | without | with | ratio |", "|---|---|---|---|"]
+    rows += [f"| {row['what']} | {row['without']} | {row['with']} | {row['ratio']} |" for row in result["rows"]]
+    return "\n".join(rows) + f"\n\nMedians of {result['runs']} starts of each in turn. {_machine(result)}\n"
+
+
+def _speculation() -> str:
+    result = kept("speculation")
+    rows = ["| what | plain | with `--lookup` | ratio | accepted |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {row['what']} | {row['plain']} | {row['lookup']} | {row['ratio']} | {row['acceptance']} |" for row in result["rows"]
+    ]
+    return "\n".join(rows) + f"\n\nMedians of {result['runs']} runs of each in turn. {_machine(result)}\n"
+
+
 def _wheels() -> str:
     result = kept("board_wheels")
     rows = [
@@ -130,6 +147,8 @@ def _machine(result: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "one-pass": _one_pass,
     "runtime": _runtime,
+    "second-start": _second_start,
+    "speculation": _speculation,
     "wheels": _wheels,
     **{f"output-{name}": partial(_output, name) for name in COMMANDS},
 }

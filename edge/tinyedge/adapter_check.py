@@ -5,24 +5,32 @@ The rules are those of llama_adapter_lora_init (llama-adapter.cpp), which checks
 
 from __future__ import annotations
 
+import math
+
 from tinyedge.errors import AdapterError
 from tinyedge.gguf_file import GGUFFile
 
 _SUFFIXES = (".lora_a", ".lora_b")
 _TYPES = ("F32", "F16", "BF16")
+_INVOCATION = "adapter.alora.invocation_tokens"
 _EMBEDDING = "token_embd.weight"
 
 
 def check_adapter(adapter: GGUFFile, model: GGUFFile) -> None:
     """Raises AdapterError, which names the first mismatch, unless `adapter` holds LoRA matrices for tensors of `model`."""
     facts = adapter.metadata
-    if facts.get("general.type") != "adapter" or facts.get("adapter.type") != "lora":
-        raise AdapterError(f"{adapter.path} is not a LoRA adapter (general.type {facts.get('general.type')!s})")
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if facts.get(key) != wanted:
+            raise AdapterError(f"{adapter.path} is not a LoRA adapter ({key} is {facts.get(key, 'absent')!s})")
+    if _INVOCATION in facts:  # llama.cpp leaves it to us to apply it behind these tokens only
+        raise AdapterError(f"{adapter.path} is an activated LoRA, which acts only behind its invocation", "take a plain LoRA")
     theirs, ours = facts.get("general.architecture"), model.metadata.get("general.architecture")
     if theirs != ours:
         raise AdapterError(f"{adapter.path} adapts a {theirs} model, and {model.path.name} is a {ours} model")
-    if not isinstance(facts.get("adapter.lora.alpha"), float):
-        raise AdapterError(f"{adapter.path} lacks its scale (adapter.lora.alpha)")
+    alpha = facts.get("adapter.lora.alpha")
+    if not (isinstance(alpha, float) and math.isfinite(alpha)):
+        found = "" if alpha is None else f", which is {alpha}"
+        raise AdapterError(f"{adapter.path} lacks its scale (adapter.lora.alpha{found})")
     pairs: dict[str, set[str]] = {}
     for tensor in adapter.tensors:
         name, suffix = tensor.name[:-7], tensor.name[-7:]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from tinyedge.backends import LoadPlan
 from tinyedge.errors import EngineBusyError, NativeError, PromptError
-from tinyedge.generation import Chunk, Completion, Meter, Speed, TextBuilder, TokenLikelihood, likelihoods
+from tinyedge.generation import Chunk, Completion, Meter, Speed, TextBuilder, TokenLikelihood, likelihoods, no_numbers
 from tinyedge.native import log
-from tinyedge.native.context import Context, ContextSettings
+from tinyedge.native.context import BATCH_TOKENS, Context, ContextSettings
 from tinyedge.native.model import Adapter, Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
@@ -40,7 +41,8 @@ MakeRoom = Callable[[], "tuple[int, int] | None"]
 class Engine:
     """A loaded model that generates one text at a time. Make it with `open`, close it with `with` or `close`.
 
-    It may be used from any thread, by one at a time: a second call while a stream is open raises EngineBusyError.
+    It may be used from any thread, by one at a time: a second call while a stream is open raises EngineBusyError. Closed by
+    another thread, it ends what is being computed first.
     `cached` are the tokens whose state the KV cache holds now.
 
     >>> from tinyedge import Engine, Sampling
@@ -62,6 +64,10 @@ class Engine:
     _template: ChatTemplate | None = None
     _speedup: float | None = None
     _use: threading.Lock = field(default_factory=threading.Lock)
+    # Held while native code works for this engine, which must not be freed under it; a stream lets go between its chunks.
+    _native: AbstractContextManager[bool] = field(default_factory=threading.RLock)
+    _tokenizing: AbstractContextManager[bool] = field(default_factory=threading.RLock)
+    _inside: int = 0  # the thread that does
 
     @classmethod
     def open(
@@ -104,18 +110,31 @@ class Engine:
             raise
         paths = tuple(Path(file) for file, _ in lora)
         engine = cls(Path(path), plan, model, context, perf_counter() - begun, _adapters=adapters, _adapter_paths=paths)
-        if adapters:
-            engine.set_adapter_scales([scale for _, scale in lora])
+        try:
+            if adapters:
+                engine.set_adapter_scales([scale for _, scale in lora])
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     def close(self) -> None:
-        """Frees everything; waits for no one, so an open stream must be ended before."""
-        if self._template is not None:
-            self._template.close()
-        if self._embedder is not None:
-            self._embedder.close()
-        self.context.close()
-        self.model.close()
+        """Frees everything. What another thread computes is ended first; an open stream raises NativeError when it goes on.
+
+        Raises EngineBusyError in a function that the engine itself calls, such as `progress`.
+        """
+        if self._inside == threading.get_ident():
+            raise EngineBusyError("an engine cannot be closed by a function that it calls", "close it when the call is over")
+        for context in (self.context, self._embedder):
+            if context is not None:
+                context.stop()
+        with self._native, self._tokenizing:
+            if self._template is not None:
+                self._template.close()
+            if self._embedder is not None:
+                self._embedder.close()
+            self.context.close()
+            self.model.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -125,6 +144,12 @@ class Engine:
 
     @contextmanager
     def _used(self) -> Iterator[None]:
+        """For one that works with the context, and nobody else until the end of the block."""
+        with self._taken(), self._computing():
+            yield
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
         if not self._use.acquire(blocking=False):
             raise EngineBusyError("this engine is generating already")
         try:
@@ -132,13 +157,23 @@ class Engine:
         finally:
             self._use.release()
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """While the block runs, nothing native is freed."""
+        with self._native:
+            try:
+                self._inside = threading.get_ident()
+                yield
+            finally:
+                self._inside = 0
+
     def stream(
         self,
         prompt: str | Sequence[int],
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         logprobs: int = 0,
         drafter: Drafter | None = None,
         reuse: bool = False,
@@ -156,26 +191,57 @@ class Engine:
         Closing the iterator ends the generation. Raises PromptError when the prompt is empty and the model has no token to
         begin with, or when it does not fit the context.
         """
-        with self._used():
-            begun = perf_counter()
-            sampling = sampling or Sampling()
-            meter, self._speedup = Meter(), None
-            self._meter = meter
-            tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else list(prompt)
-            self._check_fits(tokens)
-            speculator = self._speculator(drafter)
-            with Sampler(self.model, sampling) as sampler:
-                if sampling.looks_back:
-                    for token in tokens:
-                        sampler.accept(token)
-                try:
-                    self._read(tokens, reuse=reuse, progress=progress)
-                    token = sampler.sample(self.context)
-                    meter.ttft_s = perf_counter() - begun
-                    text = TextBuilder(self.model.piece, stop)
-                    yield from self._generate(token, sampler, text, max_tokens, logprobs, speculator, make_room)
-                finally:
-                    self._forget_after(len(self.cached))
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        _check_counts(max_tokens, logprobs)
+        with self._taken():
+            chunks = self._stream(
+                prompt, sampling or Sampling(), max_tokens, stops, logprobs, drafter, make_room, progress, reuse=reuse
+            )
+            try:
+                while True:
+                    with self._computing():
+                        chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    yield chunk
+            finally:
+                with self._computing():
+                    chunks.close()
+
+    def _stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        max_tokens: int | None,
+        stops: tuple[str, ...],
+        logprobs: int,
+        drafter: Drafter | None,
+        make_room: MakeRoom | None,
+        progress: Progress | None,
+        *,
+        reuse: bool,
+    ) -> Generator[Chunk, None, None]:
+        """The chunks of `stream`, each of them computed with the engine in use."""
+        begun = perf_counter()
+        meter, self._speedup = Meter(), None
+        self._meter = meter
+        tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check_fits(tokens)
+        speculator = self._speculator(drafter)
+        with Sampler(self.model, sampling) as sampler:
+            if sampling.looks_back:
+                for token in tokens:
+                    sampler.accept(token)
+            try:
+                self._read(tokens, reuse=reuse, progress=progress)
+                token = sampler.sample(self.context)
+                meter.ttft_s = perf_counter() - begun
+                if not math.isfinite(self.context.logits()[token]):
+                    raise no_numbers()
+                text = TextBuilder(self.model.piece, stops)
+                yield from self._generate(token, sampler, text, max_tokens, logprobs, speculator, make_room)
+            finally:
+                self._forget_after(len(self.cached))
 
     def complete(
         self,
@@ -183,7 +249,7 @@ class Engine:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         logprobs: int = 0,
         drafter: Drafter | None = None,
         reuse: bool = False,
@@ -199,7 +265,7 @@ class Engine:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         logprobs: int = 0,
         drafter: Drafter | None = None,
     ) -> Generator[Chunk, None, None]:
@@ -233,17 +299,28 @@ class Engine:
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The tokens of `text`, with BOS where the model wants one; texts of control tokens count as such."""
-        self._check_length(len(text.encode("utf-8")))
-        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not Unicode at character {error.start}", "decode it without surrogates") from error
+        with self._tokenizing:
+            self._check_length(size)
+            return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def embed(self, text: str) -> list[float]:
         """The mean of the last hidden states over the tokens of `text`: as many numbers as the model is wide."""
         with self._used():
             tokens = self.prompt_tokens(text)
             self._check_fits(tokens)
+            # A mean is taken over one batch, and buffers for the whole context could take gigabytes.
+            room = min(self.plan.context, max(BATCH_TOKENS, 1 << (len(tokens) - 1).bit_length()))
+            if self._embedder is not None and self._embedder.settings.batch < room:
+                self._embedder.close()
+                self._embedder = None
             if self._embedder is None:
                 settings = context_settings(self.plan)
-                self._embedder = Context(self.model, replace(settings, embeddings=True, batch=self.plan.context))
+                self._embedder = Context(self.model, replace(settings, embeddings=True, batch=room))
+            self._embedder.set_adapters(self._applied(self._scales))
             self._embedder.clear()
             self._embedder.decode_all(tokens)
             self._embedder.wait()
@@ -256,13 +333,19 @@ class Engine:
         """
         if len(scales) != len(self._adapters):
             raise ValueError(f"{len(scales)} scales for {len(self._adapters)} adapters")
+        odd = [scale for scale in scales if not math.isfinite(scale)]
+        if odd:
+            raise ValueError(f"the scale of an adapter is a finite number, not {odd[0]}")
         with self._used():
             if tuple(scales) == self._scales:
                 return
-            pairs = zip(self._adapters, scales, strict=True)
-            self.context.set_adapters([(adapter, scale) for adapter, scale in pairs if scale])
+            self.context.set_adapters(self._applied(scales))
             self._scales = tuple(scales)
-            self.forget()
+            self._forget()
+
+    def _applied(self, scales: Sequence[float]) -> list[tuple[Adapter, float]]:
+        """The adapters that are on at these scales."""
+        return [(adapter, scale) for adapter, scale in zip(self._adapters, scales, strict=True) if scale]
 
     @property
     def adapter_scales(self) -> tuple[float, ...]:
@@ -275,14 +358,28 @@ class Engine:
 
     def forget(self) -> None:
         """Empties the KV cache."""
+        with self._used():
+            self._forget()
+
+    def _forget(self) -> None:
         self.context.clear()
         self.cached.clear()
 
     def discard(self, start: int, end: int) -> None:
         """Takes the tokens at positions `start` up to `end` out of the KV cache; those behind move up, nothing is recomputed.
 
-        Where the model's state cannot be moved, everything from `start` on is forgotten.
+        Where the model's state cannot be moved, everything from `start` on is forgotten. Raises ValueError for a range that
+        begins before 0 or ends before it begins.
         """
+        with self._used():
+            self._discard(start, end)
+
+    def _discard(self, start: int, end: int) -> None:
+        if not 0 <= start <= end:
+            raise ValueError(f"there are no positions from {start} up to {end}")
+        end = min(end, len(self.cached))
+        if start >= end:
+            return
         if not self.context.can_shift or not self.context.remove(start, end):
             self._forget_after(start)
             return
@@ -301,10 +398,12 @@ class Engine:
         """Fills the KV cache with a state that `state` gave for these tokens; False and an empty cache otherwise."""
         with self._used():
             self.cached.clear()
-            if len(tokens) > self.plan.context or not self.context.restore(state):
-                return False
-            self.cached.extend(tokens)
-            return True
+            fits = len(tokens) <= self.plan.context and self.context.restore(state)
+            if fits and self.context.length == len(tokens):
+                self.cached.extend(tokens)
+                return True
+            self.context.clear()
+            return False
 
     @property
     def draft_speedup(self) -> float | None:
@@ -357,7 +456,7 @@ class Engine:
         elif count and self.context.remove(count):
             del self.cached[count:]
         else:
-            self.forget()
+            self._forget()
 
     def _generate(
         self,
@@ -420,7 +519,7 @@ class Engine:
         dropped = make_room() if make_room is not None else None
         if dropped is None or not self.context.can_shift:
             return False
-        self.discard(*dropped)
+        self._discard(*dropped)
         return len(self.cached) + 1 < self.plan.context
 
     def _shown(self, token: int) -> str:
@@ -476,6 +575,13 @@ class Engine:
             raise PromptError(
                 f"the prompt has {prompt_bytes} bytes, too many for a context of {context} tokens of at most {longest} bytes"
             )
+
+
+def _check_counts(max_tokens: int | None, logprobs: int) -> None:
+    """Raises ValueError for a number of tokens or likelihoods that is none."""
+    for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs)):
+        if count is not None and not (isinstance(count, int) and count >= 0):
+            raise ValueError(f"{name} is a number from 0 up, not {count!r}")
 
 
 def context_settings(plan: LoadPlan, *, outputs: int = 1) -> ContextSettings:

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyedge.errors import NativeError
 from tinyedge.stops import StopMatcher
+
+LEAST_LOGPROB = -3.4e38  # in place of minus infinity, for which JSON has no word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """A token, its text, and the natural logarithm of its probability before any sampler touched it."""
+    """A token, its text, and the natural logarithm of its probability before any sampler touched it: always a finite number."""
 
     token: int
     text: str
@@ -149,18 +152,28 @@ class TextBuilder:
         return text
 
 
+def no_numbers() -> NativeError:
+    """The error of a model that computes NaN or infinity."""
+    return NativeError(
+        "the model computes no numbers from this prompt: its logits are not finite",
+        "its file or an adapter is damaged: get it again, or take another KV type (--kv f32)",
+    )
+
+
 def likelihoods(logits: Any, token: int, count: int, text: Callable[[int], str]) -> TokenLikelihood:
     """How likely `token` and the `count` likeliest tokens were by these logits, a ctypes array of floats."""
     import numpy as np
 
     values = np.frombuffer(logits, dtype=np.float32).astype(np.float64)
     highest = values.max()
+    if not math.isfinite(highest):
+        raise no_numbers()
     total = highest + math.log(np.exp(values - highest).sum())
     best = np.argpartition(-values, min(count, len(values) - 1))[:count]
     best = best[np.argsort(-values[best], kind="stable")]
 
     def likelihood(each: int) -> Likelihood:
-        return Likelihood(each, text(each), float(values[each] - total))
+        return Likelihood(each, text(each), max(float(values[each] - total), LEAST_LOGPROB))
 
     return TokenLikelihood(likelihood(token), tuple(likelihood(int(each)) for each in best))
 

@@ -122,7 +122,7 @@ class Context(Handle):
     @property
     def pointer(self) -> int:
         if not self._pointer:
-            raise NativeError("the context is closed already")
+            raise NativeError("the context is closed already", "open the model again")
         return self._pointer
 
     def clear(self) -> None:
@@ -130,6 +130,16 @@ class Context(Handle):
         _ = self.pointer
         self._llama.llama_memory_clear(self._memory, False)
         self.moved = False
+
+    def stop(self) -> None:
+        """Ends a `decode_all` of another thread, if there is one, which raises NativeError there."""
+        self._failed = NativeError("the context was closed while it read a prompt", "read the prompt in a new one")
+
+    @property
+    def length(self) -> int:
+        """How many positions the cache holds, from 0 to its last token."""
+        _ = self.pointer
+        return 1 + int(self._llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE))
 
     @property
     def can_shift(self) -> bool:
@@ -242,10 +252,12 @@ class Context(Handle):
     def restore(self, state: bytes | memoryview) -> bool:
         """Puts a state back in place of what the cache holds; False, with an empty cache, when it does not fit.
 
-        `state` must come from `state()`, unchanged: llama.cpp trusts the numbers in it. The view of a mapped file must be of
-        a private copy, for Python lends no others; nothing is written to it.
+        `state` must come from `state()`, unchanged: llama.cpp trusts the numbers in it. Of a view that cannot be written, such
+        as one of a file mapped to be read, a copy is made; nothing is written to the others.
         """
         self.clear()
+        if isinstance(state, memoryview) and state.readonly:
+            state = bytes(state)
         kind = ctypes.c_uint8 * len(state)
         buffer = (
             ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(kind)).contents

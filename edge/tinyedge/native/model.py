@@ -71,13 +71,13 @@ class Model(Handle):
     @property
     def pointer(self) -> int:
         if not self._pointer:
-            raise NativeError("the model is closed already")
+            raise NativeError("the model is closed already", "open it again")
         return self._pointer
 
     @property
     def _vocab(self) -> int:
         if not self._pointer:
-            raise NativeError("the model is closed already")
+            raise NativeError("the model is closed already", "open it again")
         return self._vocabulary
 
     @property
