@@ -86,7 +86,7 @@ class Edit:
 
     @classmethod
     def drawn(cls, model: Model, tokens: int, share: float) -> Edit:
-        """A seeded text of that many tokens and its edited copy. A share of 1 makes a text that has nothing in common with it."""
+        """A seeded text of that many tokens and its edited copy; with a share of 1, two texts with nothing in common."""
         draw = random.Random(_SEED)
         usable = [
             token for token in range(model.vocabulary_size) if not (model.is_control(token) or model.ends_generation(token))

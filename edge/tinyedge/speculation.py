@@ -39,9 +39,9 @@ class Drafter(Protocol):
 class Speculator:
     """Takes steps of one token or of several, by what pays.
 
-    `drafted` counts the guessed tokens that were decoded and `accepted` those that came true. With `exact`, greedy text is
-    the same as without a drafter, at the price of computing parts anew; otherwise the other of two about equally likely
-    tokens may come. `length` is what was learnt before, `clock` gives seconds.
+    `drafted` counts the guessed tokens that were decoded and `accepted` those that came true, `passes` how often the weights
+    were read. With `exact`, greedy text is the same as without a drafter, at the price of computing parts anew; otherwise the
+    other of two about equally likely tokens may come. `length` is what was learnt before, `clock` gives seconds.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Speculator:
         length: DraftLength | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.drafted = self.accepted = 0
+        self.drafted = self.accepted = self.passes = 0
         self.length = length or DraftLength()
         self._context, self._drafter, self._clock = context, drafter, clock
         self._model = context._model
@@ -78,10 +78,10 @@ class Speculator:
         """
         started = self._clock()
         self._follow(cached, token, sampler)
-        guard = self._guard
-        if guard and guard.doubted is not None:
-            draft, drawn = [], []
-        else:
+        self._guess = []
+        draft: list[int] = []
+        drawn: list[int] = []
+        if self._guard is None or self._guard.doubted is None:
             draft = self._draft(limit)
             drawn = self._pass(cached, token, draft, sampler)
         repaired = not drawn
@@ -104,7 +104,6 @@ class Speculator:
 
     def _draft(self, limit: int) -> list[int]:
         """The guessed tokens to decode; all that the drafter gave are kept in `_guess`."""
-        self._guess = []
         if self._guard and not self._guard.calm:
             return []
         wanted = self.length.wanted(min(limit, self._most))
@@ -122,6 +121,7 @@ class Speculator:
         """One pass and the tokens drawn from it up to the first that the draft did not have; none when the first is doubted."""
         context, guard, rows = self._context, self._guard, [token, *draft]
         started = self._clock()
+        self.passes += 1
         if draft:
             context.decode_rows(rows)
         else:
@@ -155,6 +155,7 @@ class Speculator:
         if not context.remove(len(cached)):
             raise NativeError("the KV cache of this model cannot give up tokens", "leave out --draft and --lookup")
         for each in again:
+            self.passes += 1
             context.decode(each)
             cached.append(each)
         guard.settle(len(cached), logits_of(context))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_gguf import tiny_parts, write
 
+from tinyedge.engine import DRAFT_ROWS
+from tinyedge.lookup import LookupDrafter
 from tinyedge.native.context import ContextSettings
 from tinyedge.native.model import Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
+from tinyedge.speculation import Speculator
 from tinyedge_bench.speculation import Edit, ScriptedContext, Speeds, edit_speeds, summary
+
+# Rows of a pass and its time in single steps, as measured.
+TWO_CORES = ((1, 1.0), (4, 3.1), (16, 6.5), (17, 7.0))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,35 @@ def test_both_ways_say_the_script_and_copies_are_mostly_accepted(path: Path) -> 
     copied, unlike = edit_speeds(path, 1, 40, [0.0, 1.0], 1)
     assert copied.acceptance is None or copied.acceptance > 0.5
     assert len(copied.plain) == len(unlike.lookup) == 1
+
+
+class Timed(ScriptedContext):
+    """A context whose passes take, by the clock, what they take on two cores with the 1.1B shape."""
+
+    seconds = 0.0
+
+    def decode(self, token: int) -> None:
+        super().decode(token)
+        self.seconds += 0.02
+
+    def decode_rows(self, tokens: Sequence[int]) -> None:
+        super().decode_rows(tokens)
+        rows, times = zip(*TWO_CORES, strict=True)
+        self.seconds += 0.02 * float(np.interp(len(tokens), rows, times))
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.0, 2.0), (0.02, 1.6), (0.05, 1.35), (1.0, 0.97)])
+def test_copies_pay_at_the_costs_of_two_cores_and_other_texts_cost_little(model: Model, share: float, least: float) -> None:
+    edit = Edit.drawn(model, 400, share)
+    settings = ContextSettings(context=1024, threads=1, outputs=DRAFT_ROWS)
+    with Timed(model, settings, edit.prompt + edit.answer) as context, Sampler(model, Sampling(temperature=0.0)) as sampler:
+        context.decode_all(edit.prompt)
+        speculator = Speculator(context, LookupDrafter(), clock=lambda: context.seconds)
+        cached, said = list(edit.prompt), [sampler.sample(context)]
+        while len(said) < len(edit.answer):
+            said += speculator.step(cached, said[-1], sampler, len(edit.answer) - len(said) - 1)
+    assert said == edit.answer
+    assert 0.02 * (len(said) - 1) / context.seconds >= least
 
 
 def test_a_row_says_what_was_measured() -> None:

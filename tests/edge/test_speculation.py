@@ -153,8 +153,9 @@ def test_without_exactness_rounding_decides_ties_now_and_then(tmp_path: Path) ->
         Sampling(temperature=0.0, dry_multiplier=0.8),
         Sampling(temperature=0.0, logit_bias={300: 3.0, 400: -math.inf}),
         Sampling(temperature=0.0, grammar='root ::= ([a-z]+ [ .,\\n])+ "!"'),
+        Sampling(temperature=0.0, typical_p=0.5),
     ],
-    ids=["repeat", "frequency", "dry", "bias", "grammar"],
+    ids=["repeat", "frequency", "dry", "bias", "grammar", "typical"],
 )
 def test_greedy_text_with_other_steps_in_the_chain_is_that_of_plain_decoding(
     demo: Model, monkeypatch: pytest.MonkeyPatch, sampling: Sampling

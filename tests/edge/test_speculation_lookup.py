@@ -49,7 +49,7 @@ def test_token_by_token_it_finds_what_a_search_finds() -> None:
     draw = random.Random(4)
     text = [draw.randrange(6) for _ in range(20)]
     for _ in range(300):
-        drafter = LookupDrafter()  # a new one has no place that its last draft came from
+        drafter = LookupDrafter()  # a new one follows no copy
         found = drafter.propose(text, 4)
         place, length = last_place(text)
         if length:
@@ -59,24 +59,43 @@ def test_token_by_token_it_finds_what_a_search_finds() -> None:
         text += [draw.randrange(6)]
 
 
-def test_an_index_that_grew_gives_what_a_new_one_gives_or_a_longer_match() -> None:
-    draw = random.Random(5)
-    grown, text = LookupDrafter(), [draw.randrange(5) for _ in range(10)]
-    for _ in range(300):
-        found, fresh = grown.propose(text, 4), LookupDrafter().propose(text, 4)
-        if found != fresh:
-            assert ends_with_match(text, found) > 4
-        text += [draw.randrange(5) for _ in range(draw.randrange(1, 4))]
+COPY = list(range(100, 140))
 
 
-def ends_with_match(text: list[int], draft: list[int]) -> int:
-    """The longest match of the text's end that is followed by `draft` somewhere."""
-    best = 0
-    for end in range(1, len(text)):
-        if (text[end:] + draft)[: len(draft)] == draft:
-            length = next((n for n in range(end) if text[end - 1 - n] != text[-1 - n]), end)
-            best = max(best, length)
-    return best
+@pytest.mark.parametrize(
+    ("edited", "next_tokens"),
+    [
+        ([100, 101, 102, 103, 104, 105, 106, 200], [108, 109, 110]),
+        ([100, 101, 102, 103, 104, 105, 106, 200, 201], [109, 110, 111]),
+        ([100, 101, 102, 103, 104, 105, 106, 109], [110, 111, 112]),
+        ([100, 101, 102, 103, 104, 105, 106, 200, 107], [108, 109, 110]),
+    ],
+    ids=["one replaced", "two replaced", "two left out", "one put in"],
+)
+def test_a_copy_is_followed_across_an_edit(edited: list[int], next_tokens: list[int]) -> None:
+    drafter = LookupDrafter()
+    for count in range(1, len(edited)):
+        drafter.propose([*COPY, 7, *edited[:count]], 3)
+    assert drafter.propose([*COPY, 7, *edited], 3) == next_tokens
+
+
+def test_a_copy_is_left_when_the_text_goes_elsewhere() -> None:
+    drafter, text = LookupDrafter(), [*COPY, 7, *COPY[:8]]
+    drafter.propose(text, 3)
+    for token in range(300, 306):
+        text.append(token)
+        drafter.propose(text, 3)
+    assert drafter.propose(text, 3) == []
+
+
+def test_what_came_again_elsewhere_is_taken_before_a_copy_that_is_lost() -> None:
+    phrase = [50, 51, 52, 53, 54, 55]
+    drafter, text = LookupDrafter(), [*COPY, *phrase, 7, *COPY[:8]]
+    drafter.propose(text, 3)
+    for token in phrase[:4]:
+        text.append(token)
+        found = drafter.propose(text, 2)
+    assert found == phrase[4:]
 
 
 def test_a_longer_match_is_surer() -> None:
@@ -105,4 +124,4 @@ def test_an_edited_copy_is_followed_across_its_changes() -> None:
     for token in copy:
         right += drafter.propose(text, 1) == [token]
         text.append(token)
-    assert right > 0.85 * len(copy)
+    assert right > 0.9 * len(copy)

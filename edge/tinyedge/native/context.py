@@ -76,6 +76,8 @@ class Context(Handle):
         self._memory = self._llama.llama_get_memory(self._pointer)
         self._vocabulary_size = model.vocabulary_size
         self._window = model.sliding_window
+        # llama.cpp would number the tokens anew and keep what the state holds of those that went.
+        self._mixed = self._llama.llama_model_is_recurrent(model.pointer) or self._llama.llama_model_is_hybrid(model.pointer)
         self.moved = False  # whether positions were shifted since the last decode
         self._room = int(parameters.n_batch)
         self._tokens = (ctypes.c_int32 * self._room)()
@@ -144,7 +146,7 @@ class Context(Handle):
     @property
     def can_shift(self) -> bool:
         """Whether positions in the cache can be moved, which a recurrent model's state does not allow."""
-        return bool(self.pointer and self._llama.llama_memory_can_shift(self._memory))
+        return bool(self.pointer and not self._mixed and self._llama.llama_memory_can_shift(self._memory))
 
     def remove(self, start: int, end: int = -1) -> bool:
         """Forgets the tokens at positions `start` up to `end`, to the last when negative.

@@ -33,22 +33,26 @@ class Lead:
 class Leads:
     """Measures leads as a sampler sees them: after its biases and penalties, and none where its grammar forbids the first.
 
-    `greedy` says whether the sampler takes the likeliest token at all; one that draws has no use for leads.
+    `greedy` says whether the sampler takes the likeliest token at all; one that draws has no use for leads. Where steps may
+    remove the likeliest token before it is taken, no lead is told from none.
     """
 
     def __init__(self, context: Context, sampler: Sampler) -> None:
-        names = sampler.names
-        self.greedy = names[-1] == "greedy"
+        names, sampling = sampler.names, sampler._sampling
+        self._plain = names[-1] == "greedy"
+        self.greedy = self._plain or not (sampling.mirostat or sampling.temperature or sampling.dynatemp_range)
         self._context, self._sampler = context, sampler
         self._candidates: _Candidates | None = None
         if sampler._grammar is not None or any(not name.startswith("?") for name in names[:-1]):
             self._candidates = _Candidates(context._llama, len(context.logits()))
-        penalty = sampler._sampling.repeat_penalty
+        penalty = sampling.repeat_penalty
         self._stretch = max(penalty, 1.0 / penalty)  # a penalty multiplies logits, and what they differ by
 
     def of(self, row: int) -> Lead:
         """The lead in a row of the last decode."""
         logits = logits_of(self._context, row)
+        if not self._plain:
+            return Lead(0.0, logits)
         gap = _gap(logits) if self._candidates is None else self._gap_after_steps(self._candidates, row)
         return Lead(gap / (float(logits.std()) * self._stretch), logits)
 
