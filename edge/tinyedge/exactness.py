@@ -65,7 +65,7 @@ class Exactness:
         self.doubted = None
 
     def settle(self, clean: int, logits: Logits) -> None:
-        """Takes note that all of the cache's `clean` tokens are computed anew, and compares what came of it with the doubted."""
+        """Takes note that all `clean` tokens of the cache are computed anew, and compares what came of it with the doubted."""
         if self.doubted is not None:
             self._largest = max(self._largest, difference(self.doubted, logits))
             self._seen += 1
