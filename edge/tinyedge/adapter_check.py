@@ -29,8 +29,8 @@ def check_adapter(adapter: GGUFFile, model: GGUFFile) -> None:
         raise AdapterError(f"{adapter.path} adapts a {theirs} model, and {model.path.name} is a {ours} model")
     alpha = facts.get("adapter.lora.alpha")
     if not (isinstance(alpha, float) and math.isfinite(alpha)):
-        found = "" if alpha is None else f", which is {alpha}"
-        raise AdapterError(f"{adapter.path} lacks its scale (adapter.lora.alpha{found})")
+        told = "" if alpha is None else f", which is {alpha}"
+        raise AdapterError(f"{adapter.path} lacks its scale (adapter.lora.alpha{told})")
     pairs: dict[str, set[str]] = {}
     for tensor in adapter.tensors:
         name, suffix = tensor.name[:-7], tensor.name[-7:]

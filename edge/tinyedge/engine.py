@@ -25,6 +25,7 @@ from tinyedge.tokens import common_length
 
 if TYPE_CHECKING:
     from tinyedge.chat.chat_template import ChatTemplate, Message
+    from tinyedge.draft_length import DraftLength
     from tinyedge.speculation import Drafter, Speculator
 
 # Logits that one decode may give: one token and the most that are ever drafted at a time.
@@ -63,6 +64,7 @@ class Engine:
     _embedder: Context | None = None
     _template: ChatTemplate | None = None
     _speedup: float | None = None
+    _draft_length: DraftLength | None = None
     _use: threading.Lock = field(default_factory=threading.Lock)
     # Held while native code works for this engine, which must not be freed under it; a stream lets go between its chunks.
     _native: AbstractContextManager[bool] = field(default_factory=threading.RLock)
@@ -501,6 +503,7 @@ class Engine:
                 yield Chunk(tail, pending, self.speed(reason), tuple(tops))
                 return
             depth, started = len(self.cached), perf_counter()
+            passes = 1
             if speculator is None:
                 context.decode(token)
                 self.cached.append(token)
@@ -508,11 +511,13 @@ class Engine:
             else:
                 room = self.plan.context - depth - 2
                 left = room if max_tokens is None else min(room, max_tokens - len(meter.tokens) - 1)
+                passes = -speculator.passes
                 drawn = speculator.step(self.cached, token, sampler, left)
+                passes += speculator.passes
                 meter.drafted, meter.accepted = speculator.drafted, speculator.accepted
                 self._speedup = speculator.speedup
             row = 0
-            meter.step(perf_counter() - started, len(drawn), depth)
+            meter.step(perf_counter() - started, len(drawn), depth, passes)
 
     def _made_room(self, make_room: MakeRoom | None) -> bool:
         """Whether a part of the full KV cache could be dropped."""
@@ -528,11 +533,14 @@ class Engine:
     def _speculator(self, drafter: Drafter | None) -> Speculator | None:
         if drafter is None:
             return None
+        from tinyedge.draft_length import DraftLength
         from tinyedge.speculation import Speculator
 
         if self.context.settings.outputs < 2:
             raise NativeError("this engine has no room for drafts", "open it with draft_rows=DRAFT_ROWS")
-        return Speculator(self.context, drafter)
+        if self._draft_length is None:
+            self._draft_length = DraftLength()  # what steps cost on this machine is learnt once
+        return Speculator(self.context, drafter, length=self._draft_length)
 
     def _collect(self, chunks: Iterator[Chunk]) -> Completion:
         texts: list[str] = []

@@ -15,7 +15,7 @@ from tinyedge.native.lead import Leads, Logits, difference
 # 17 tokens, 1,200 places each), and 0.38 for the random weights of a 1.1B model.
 _FIRST_DIFFERENCE = 0.15
 _TIMES = 3.0  # a lead is believed from so many times the largest difference on
-_ENOUGH = 16  # differences seen, from which on the largest of them counts in place of the first
+_ENOUGH = 64  # differences seen, from which on the largest of them counts in place of the first
 _LEAST_BOUND = 0.02  # standard deviations
 _CALM = 16  # places in a row that are believed before drafting begins again after one that was not
 

@@ -100,12 +100,12 @@ class Meter:
     drafted: int = 0
     accepted: int = 0
 
-    def step(self, seconds: float, tokens: int, depth: int) -> None:
-        """Counts one pass through the weights, with `depth` tokens in the KV cache, that brought `tokens`."""
-        self.steps += 1
+    def step(self, seconds: float, tokens: int, depth: int, passes: int = 1) -> None:
+        """Counts so many passes through the weights, with `depth` tokens in the KV cache, that brought `tokens`."""
+        self.steps += passes
         self.steps_s += seconds
         self.after_first += tokens
-        self.depths += depth
+        self.depths += depth * passes
 
     def speed(self, stop_reason: str, load_s: float) -> Speed:
         read = self.prompt_tokens - self.reused

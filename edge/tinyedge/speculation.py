@@ -56,7 +56,7 @@ class Speculator:
         self.drafted = self.accepted = self.passes = 0
         self.length = length or DraftLength()
         self._context, self._drafter, self._clock = context, drafter, clock
-        self._model = context._model
+        self._model = context.model
         self._most = context.settings.outputs - 1 if keeps_every_token(self._model) else 0
         self._exact = Exactness() if exact else None
         self._guard: Exactness | None = None  # the same while it is needed: by greedy sampling

@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from tinyedge.backends import choose
 from tinyedge.cache import write_atomically
-from tinyedge.errors import MemoryFitError
+from tinyedge.errors import MemoryFitError, OutputError
 from tinyedge.load_plan import LoadPlan, Machine, Request
 from tinyedge.machine.bandwidth import machine_key
 from tinyedge.model_facts import ModelFacts
@@ -48,10 +49,28 @@ def shape_key(facts: ModelFacts) -> str:
     return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
 
 
+def check_writable() -> None:
+    """Makes the folder of the settings. Raises OutputError when they cannot be kept there; does nothing without a home."""
+    path = config_file()
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _not_kept(path, error) from error
+
+
+def _not_kept(path: Path, error: OSError) -> OutputError:
+    remedy = "set XDG_CONFIG_HOME to a folder you can write, or give --dry-run"
+    return OutputError(f"the settings cannot be kept in {path} ({error.strerror})", remedy)
+
+
 def keep(facts: ModelFacts, setting: Setting, gains: dict[str, float]) -> Path | None:
     """Keeps the setting for this machine and models of this shape; the file, or None where there is no home folder.
 
-    Raises OSError when the file cannot be written.
+    Raises OutputError when the file cannot be written.
     """
     path = config_file()
     if path is None:
@@ -66,18 +85,25 @@ def keep(facts: ModelFacts, setting: Setting, gains: dict[str, float]) -> Path |
         "tuned_at": date.today().isoformat(),
     }
     newest = dict(list(entries.items())[-_MOST_ENTRIES:])
-    write_atomically(path, json.dumps({"format": FORMAT, "settings": newest}, indent=2).encode() + b"\n")
+    _write(path, newest)
     return path
 
 
 def forget(facts: ModelFacts) -> None:
-    """Takes the kept setting back: the default is as fast. Raises OSError when the file cannot be written."""
+    """Takes the kept setting back: the default is as fast. Raises OutputError when the file cannot be written."""
     path = config_file()
     if path is None:
         return
     entries = _entries(path)
     if entries.pop(_key(facts), None) is not None:
+        _write(path, entries)
+
+
+def _write(path: Path, entries: dict[str, Any]) -> None:
+    try:
         write_atomically(path, json.dumps({"format": FORMAT, "settings": entries}, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise _not_kept(path, error) from error
 
 
 def kept(facts: ModelFacts) -> Setting | None:
@@ -142,6 +168,8 @@ def _key(facts: ModelFacts) -> str:
 
 def _entries(path: Path) -> dict[str, Any]:
     """What the file holds; nothing when it is absent or damaged, which the next `keep` mends."""
+    if not path.is_file():  # reading a pipe might wait for ever
+        return {}
     try:
         with path.open("rb") as file:
             told = json.loads(file.read(_MOST_BYTES))

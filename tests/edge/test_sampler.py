@@ -15,7 +15,7 @@ from tiny_gguf import tiny_parts, write
 from tinyedge.errors import GrammarError, NativeError
 from tinyedge.native.context import Context, ContextSettings
 from tinyedge.native.model import Model
-from tinyedge.native.sampler import Sampler, _Candidates
+from tinyedge.native.sampler import Candidates, Sampler
 from tinyedge.sampling import Sampling
 
 Weights = dict[int, float]
@@ -51,10 +51,10 @@ def distribution(model: Model, sampling: Sampling, accepted: tuple[int, ...] = (
     with Sampler(model, sampling) as sampler:
         for token in accepted:
             sampler.accept(token)
-        candidates = _Candidates(sampler._llama, VOCABULARY)
+        candidates = Candidates(VOCABULARY)
         values = (ctypes.c_float * VOCABULARY)(*logits.tolist())
-        candidates.fill(ctypes.cast(values, ctypes.POINTER(ctypes.c_float)))
-        candidates.apply(sampler._chain)
+        candidates.fill(values)
+        candidates.apply(sampler.chain)
         array = candidates._array
         rows = [(array.data[i].id, array.data[i].p) for i in range(array.size)]
     return {token: p for token, p in rows if p > 0}

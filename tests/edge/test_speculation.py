@@ -119,30 +119,30 @@ def test_greedy_text_is_that_of_plain_decoding_however_much_is_drafted(demo: Mod
     monkeypatch.setattr(exactness, "_CALM", 0)
     drafted = accepted = 0
     with context_of(demo) as context:
-        for text in PROMPTS:
+        for text in PROMPTS[1:5]:
             prompt = demo.tokenize(text)
-            expected = plain(demo, context, prompt, GREEDY, 250)
+            expected = plain(demo, context, prompt, GREEDY, 200)
             speculator = eagerly(context, LookupDrafter())
-            assert speculated(demo, speculator, context, prompt, GREEDY, 250) == expected
+            assert speculated(demo, speculator, context, prompt, GREEDY, 200) == expected
             drafted, accepted = drafted + speculator.drafted, accepted + speculator.accepted
-    assert drafted > 1000
-    assert 250 < accepted < drafted
+    assert drafted > 500
+    assert 100 < accepted < drafted
 
 
 def test_without_exactness_rounding_decides_ties_now_and_then(tmp_path: Path) -> None:
+    """What the tests of exactness would not see on a machine whose kernels round alike however many tokens a pass has."""
     path = tmp_path / "demo.gguf"
     convert(Path(tinyedge.__file__).parent / "demo", path, "Q4_K_M")
     with Model(path) as model, context_of(model) as context:
-        prompts = [model.tokenize(text) for text in PROMPTS]
-        expected = [plain(model, context, prompt, GREEDY, 400) for prompt in prompts]
-        oracles = [Oracle([*prompt, *answer]) for prompt, answer in zip(prompts, expected, strict=True)]
-        found = [
-            speculated(model, eagerly(context, oracle, exact=False), context, prompt, GREEDY, 400)
-            for oracle, prompt in zip(oracles, prompts, strict=True)
-        ]
-        if found == expected:
-            pytest.skip("passes of several tokens compute here exactly what single steps do")
-        assert [len(tokens) for tokens in found] == [len(tokens) for tokens in expected]
+        for text in PROMPTS:
+            prompt = model.tokenize(text)
+            expected = plain(model, context, prompt, GREEDY, 200)
+            speculator = eagerly(context, Oracle([*prompt, *expected]), exact=False)
+            found = speculated(model, speculator, context, prompt, GREEDY, 200)
+            assert len(found) == len(expected)
+            if found != expected:
+                return
+    pytest.skip("passes of several tokens compute here exactly what single steps do")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_greedy_text_with_other_steps_in_the_chain_is_that_of_plain_decoding(
     with context_of(demo) as context:
         for text in PROMPTS[:2]:
             prompt = demo.tokenize(text)
-            expected = plain(demo, context, prompt, sampling, 150)
+            expected = plain(demo, context, prompt, sampling, 80)
             speculator = eagerly(context, Oracle([*prompt, *expected], wrong=range(20, 150, 7)))
-            assert speculated(demo, speculator, context, prompt, sampling, 150) == expected
+            assert speculated(demo, speculator, context, prompt, sampling, 80) == expected
             assert speculator.drafted > 0
 
 
@@ -186,7 +186,7 @@ def test_the_rows_of_a_pass_are_counted_as_drafted_and_accepted(tiny: Model, wro
 
 def test_sampled_text_has_the_distribution_of_plain_decoding(tiny: Model) -> None:
     """The third token, drawn in the row after two guesses, over many seeds: what differs is within what chance allows."""
-    prompt, runs = tiny.tokenize("ab"), 1500
+    prompt, runs = tiny.tokenize("ab"), 800
     counts: list[Counter[int]] = [Counter(), Counter()]
     with context_of(tiny, 64) as context:
         for seed in range(runs):

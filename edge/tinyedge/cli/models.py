@@ -79,10 +79,6 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
 
     weights = weight_paths(source)
     output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights)}-{CACHE_TYPE}.gguf"
-    if _is_whole(output):
-        return output
-    from tinyedge_quantize.convert import convert
-
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,6 +86,10 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
             f"the cache folder {output.parent} cannot be made ({error.strerror})",
             CACHE_REMEDY,
         ) from error
+    if _is_whole(output):
+        return output
+    from tinyedge_quantize.convert import convert
+
     if not quiet:
         status(f"quantizing {title} to {CACHE_TYPE} into {output}")
     with byte_progress("quantizing", quiet=quiet) as bar:

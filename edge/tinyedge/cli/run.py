@@ -65,9 +65,12 @@ def run(
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Hold a conversation, as `tinyedge chat`.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut the beginning of a prompt that is too long.")] = False,
     draft: Annotated[
-        str | None, typer.Option("--draft", metavar="MODEL", help="A smaller model that guesses ahead; same text, sooner.")
+        str | None,
+        typer.Option("--draft", metavar="MODEL", help="A smaller model that guesses ahead; at --temp 0 the same text, sooner."),
     ] = None,
-    lookup: Annotated[bool, typer.Option("--lookup", help="Guess ahead from the text so far; same text, sooner.")] = False,
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Guess ahead from the text so far; at --temp 0 the same text, sooner.")
+    ] = False,
     lora: Annotated[
         list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter (GGUF); several.")
     ] = None,

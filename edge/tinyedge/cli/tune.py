@@ -29,23 +29,29 @@ def tune(
 
     `run` and `chat` use what was kept; what you ask for there comes first. Example: tinyedge tune model.gguf
     """
+    from math import isnan
     from time import monotonic, perf_counter
 
     from tinyedge import tuned
     from tinyedge.backends import Request, choose, this_machine
     from tinyedge.cli.models import resolve_model
+    from tinyedge.errors import OutputError
     from tinyedge.machine.cpu import cpu_facts
     from tinyedge.model_probe import runnable_facts
     from tinyedge.tuning import tune as find
     from tinyedge.tuning import usual_stages
     from tinyedge.tuning_runs import TuningRuns, can_lock
 
+    if isnan(seconds):
+        raise typer.BadParameter("nan is no time", param_hint="--seconds")
     path = resolve_model(model)
     facts = runnable_facts(path)
     if forget:
         tuned.forget(facts)
         status("forgotten: `run` uses the defaults for models of this shape again")
         return
+    if not dry_run:
+        tuned.check_writable()  # better now than when all is measured
     plan = choose(facts, Request(backend="cpu"), this_machine())
     status(plan.reason)
     cpu = cpu_facts()
@@ -63,17 +69,23 @@ def tune(
         )
         found = find(runs.default, stages, runs.measure, monotonic, seconds, progress)
     took = perf_counter() - begun
-    where = None
-    if not dry_run:
-        if found.faster:
+    where, failed = None, None
+    try:
+        if found.faster and not dry_run:
             where = tuned.keep(facts, found.winner, found.gains)
-        else:
+        elif not dry_run:
             tuned.forget(facts)
+    except OutputError as error:  # what was measured is worth showing all the same
+        failed = error
     if json:
         print_json(_object(found, plan, str(where) if where else None, took))
+    else:
+        for line in _table(found.rows):
+            print_line(line)
+    if failed is not None:
+        raise failed
+    if json:
         return
-    for line in _table(found.rows):
-        print_line(line)
     for line in _verdict(found, took, str(where) if where else None, dry_run=dry_run):
         status(line)
 

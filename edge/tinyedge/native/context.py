@@ -63,7 +63,7 @@ class Context(Handle):
         self._llama: ModuleType = library.ready()
         self._pointer: int | None = None
         self._pool: ThreadPool | None = None
-        self._model = model  # llama.cpp needs the model as long as the context
+        self.model = model  # llama.cpp needs the model as long as the context
         self.settings = settings
         parameters = self._parameters(settings)
         log.forget()
@@ -234,7 +234,7 @@ class Context(Handle):
 
     def embedding(self) -> list[float]:
         """The mean hidden state of the tokens in a context made with `embeddings`."""
-        return list(self._row(self._llama.llama_get_embeddings_seq(self.pointer, _SEQUENCE), self._model.embedding_width))
+        return list(self._row(self._llama.llama_get_embeddings_seq(self.pointer, _SEQUENCE), self.model.embedding_width))
 
     def _row(self, pointer: Any, width: int) -> Any:
         if not pointer:

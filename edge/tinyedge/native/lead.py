@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge.native.context import Context
-from tinyedge.native.sampler import Sampler, _Candidates
+from tinyedge.native.sampler import Candidates, Sampler
 
 Logits = npt.NDArray[np.float32]
 
@@ -38,13 +38,13 @@ class Leads:
     """
 
     def __init__(self, context: Context, sampler: Sampler) -> None:
-        names, sampling = sampler.names, sampler._sampling
+        names, sampling = sampler.names, sampler.sampling
         self._plain = names[-1] == "greedy"
         self.greedy = self._plain or not (sampling.mirostat or sampling.temperature or sampling.dynatemp_range)
         self._context, self._sampler = context, sampler
-        self._candidates: _Candidates | None = None
-        if sampler._grammar is not None or any(not name.startswith("?") for name in names[:-1]):
-            self._candidates = _Candidates(context._llama, len(context.logits()))
+        self._candidates: Candidates | None = None
+        if sampler.grammar is not None or any(not name.startswith("?") for name in names[:-1]):
+            self._candidates = Candidates(len(context.logits()))
         penalty = sampling.repeat_penalty
         self._stretch = max(penalty, 1.0 / penalty)  # a penalty multiplies logits, and what they differ by
 
@@ -56,12 +56,12 @@ class Leads:
         gap = _gap(logits) if self._candidates is None else self._gap_after_steps(self._candidates, row)
         return Lead(gap / (float(logits.std()) * self._stretch), logits)
 
-    def _gap_after_steps(self, candidates: _Candidates, row: int) -> float:
+    def _gap_after_steps(self, candidates: Candidates, row: int) -> float:
         sampler = self._sampler
-        candidates.fill(self._context._llama.llama_get_logits_ith(self._context.pointer, row))
-        token = candidates.apply(sampler._chain)
-        grammar = sampler._grammar
-        if grammar is not None and not (candidates.allowed(grammar, token) and sampler._showable(token)):
+        candidates.fill(self._context.logits(row))
+        token = candidates.apply(sampler.chain)
+        grammar = sampler.grammar
+        if grammar is not None and not (candidates.allowed(grammar, token) and sampler.showable(token)):
             return 0.0
         return _gap(candidates._work["logit"])
 

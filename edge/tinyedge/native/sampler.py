@@ -39,11 +39,11 @@ class Sampler(Handle):
     def __init__(self, model: Model, sampling: Sampling) -> None:
         self._llama: ModuleType = library.ready()
         self._pointer: Any = None
-        self._grammar: Any = None
+        self.grammar: Any = None
         self._model = model
         self._vocabulary = self._llama.llama_model_get_vocab(model.pointer)
-        self._sampling = sampling
-        self._candidates: _Candidates | None = None
+        self.sampling = sampling
+        self._candidates: Candidates | None = None
         self._open_character = b""  # bytes of a character that the next tokens complete
         sampling.check_vocabulary(model.vocabulary_size)
         with freeing(self):
@@ -51,11 +51,11 @@ class Sampler(Handle):
             for part in self._parts():
                 self._llama.llama_sampler_chain_add(self._pointer, part)
             if sampling.grammar is not None:
-                self._grammar = self._grammar_of(sampling.grammar)
+                self.grammar = self._grammar_of(sampling.grammar)
 
     def close(self) -> None:
-        pointers = (self._pointer, self._grammar)
-        self._pointer = self._grammar = None
+        pointers = (self._pointer, self.grammar)
+        self._pointer = self.grammar = None
         for pointer in pointers:
             if pointer:
                 self._llama.llama_sampler_free(pointer)
@@ -63,43 +63,40 @@ class Sampler(Handle):
     @property
     def names(self) -> tuple[str, ...]:
         """The steps of the chain by llama.cpp's names; one that does nothing begins with a question mark."""
-        chain, llama = self._chain, self._llama
+        chain, llama = self.chain, self._llama
         parts = (llama.llama_sampler_chain_get(chain, index) for index in range(llama.llama_sampler_chain_n(chain)))
         return tuple(llama.llama_sampler_name(part).decode() for part in parts)
 
     def accept(self, token: int) -> None:
         """Tells the penalties of a token that was not drawn here, such as one of the prompt. The grammar is not concerned."""
-        self._llama.llama_sampler_accept(self._chain, token)
+        self._llama.llama_sampler_accept(self.chain, token)
 
     def sample(self, context: Context, row: int = -1) -> int:
         """The next token, drawn from a row of the logits of the last decode, and accepted.
 
         Raises GrammarError when no token of the model continues the text as the grammar wants.
         """
-        if self._grammar is None:
-            token: int = self._llama.llama_sampler_sample(self._chain, context.pointer, row)
+        if self.grammar is None:
+            token: int = self._llama.llama_sampler_sample(self.chain, context.pointer, row)
             return token
-        logits = self._llama.llama_get_logits_ith(context.pointer, row)
-        if not logits:
-            raise NativeError(f"row {row} has no logits")
-        return self._sample_with_grammar(logits)
+        return self._sample_with_grammar(context.logits(row))
 
     def reset(self) -> None:
         """Back to the beginning: the seed's first draw, nothing accepted, the grammar at its root."""
-        self._llama.llama_sampler_reset(self._chain)
-        if self._grammar is not None:
-            self._llama.llama_sampler_reset(self._grammar)
+        self._llama.llama_sampler_reset(self.chain)
+        if self.grammar is not None:
+            self._llama.llama_sampler_reset(self.grammar)
         self._open_character = b""
 
     @property
-    def _chain(self) -> Any:
+    def chain(self) -> Any:
         if not self._pointer:
             raise NativeError("the sampler is closed already")
         _ = self._model.pointer  # some steps look into the model's vocabulary
         return self._pointer
 
     def _parts(self) -> list[Any]:
-        sampling, llama = self._sampling, self._llama
+        sampling, llama = self.sampling, self._llama
         vocabulary_size = self._model.vocabulary_size
         parts = self._biases()
         temperature = sampling.temperature and max(sampling.temperature, _SMALLEST_DIVISOR)
@@ -132,7 +129,7 @@ class Sampler(Handle):
 
     def _biases(self) -> list[Any]:
         """The user's biases and the tokens that the model's file forbids, as one step; none without either."""
-        biases = dict(self._sampling.logit_bias)
+        biases = dict(self.sampling.logit_bias)
         forbidden_of = getattr(self._llama, "llama_vocab_get_suppress_tokens", None)  # older releases do not know them
         if forbidden_of is not None:
             count = ctypes.c_int32()
@@ -144,7 +141,7 @@ class Sampler(Handle):
         return [self._llama.llama_sampler_init_logit_bias(self._model.vocabulary_size, len(biases), rows)]
 
     def _penalties(self) -> Any:
-        sampling = self._sampling
+        sampling = self.sampling
         make = self._llama.llama_sampler_init_penalties
         with_vocabulary = len(make.argtypes) == 5  # older releases do not take the size of the vocabulary
         return make(
@@ -156,7 +153,7 @@ class Sampler(Handle):
         )
 
     def _dry(self) -> Any:
-        sampling = self._sampling
+        sampling = self.sampling
         make = self._llama.llama_sampler_init_dry
         with_context = len(make.argtypes) == 8  # older releases take the trained context as well
         breakers = [text.encode("utf-8", "replace") for text in sampling.dry_sequence_breakers]
@@ -187,32 +184,32 @@ class Sampler(Handle):
         return pointer
 
     def _sample_with_grammar(self, logits: Any) -> int:
-        chain = self._chain
+        chain = self.chain
         if self._candidates is None:
-            self._candidates = _Candidates(self._llama, self._model.vocabulary_size)
+            self._candidates = Candidates(self._model.vocabulary_size)
         candidates = self._candidates
         candidates.fill(logits)
         token = candidates.apply(chain)
-        if not (candidates.allowed(self._grammar, token) and self._showable(token)):
+        if not (candidates.allowed(self.grammar, token) and self.showable(token)):
             candidates.fill(logits)
-            candidates.restrict(self._grammar)
+            candidates.restrict(self.grammar)
             while True:
                 if candidates.size == 0:
                     raise GrammarError(
                         "no token of this model continues the text as the grammar wants", "take another model or grammar"
                     )
                 token = candidates.apply(chain)
-                if self._showable(token):
+                if self.showable(token):
                     break
                 candidates.forbid(token)
         self._llama.llama_sampler_accept(chain, token)
-        self._llama.llama_sampler_accept(self._grammar, token)
+        self._llama.llama_sampler_accept(self.grammar, token)
         if not self._model.ends_generation(token):
             text = self._open_character + self._model.piece(token)
             self._open_character = text[codecs.utf_8_decode(text, "strict", False)[1] :]
         return token
 
-    def _showable(self, token: int) -> bool:
+    def showable(self, token: int) -> bool:
         """Whether the token adds to the text exactly what the grammar took it for.
 
         llama.cpp lets control tokens count by their names, which are no text, and bytes that are no UTF-8 as characters.
@@ -229,14 +226,14 @@ class Sampler(Handle):
         return True
 
 
-class _Candidates:
+class Candidates:
     """A llama_token_data_array over the vocabulary, filled from logits without a loop in Python."""
 
-    def __init__(self, llama: ModuleType, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int) -> None:
         import numpy as np
 
         self._numpy: Any = np
-        self._llama = llama
+        self._llama = llama = library.ready()
         kind = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         self._all = np.zeros(vocabulary_size, dtype=kind)  # as they come, in the order of the tokens
         self._work = np.zeros(vocabulary_size, dtype=kind)  # as the samplers leave them
@@ -247,12 +244,10 @@ class _Candidates:
         self.size = 0
 
     def fill(self, logits: Any) -> None:
-        """Takes every token of the vocabulary with its logit."""
-        count = len(self._ids)
-        source = (ctypes.c_float * count).from_address(ctypes.addressof(logits.contents))
+        """Takes every token of the vocabulary with its logit; `logits` is a ctypes array, as `Context.logits` gives it."""
         self._all["id"] = self._ids
-        self._all["logit"] = self._numpy.frombuffer(source, dtype=self._numpy.float32)
-        self.size = count
+        self._all["logit"] = self._numpy.frombuffer(logits, dtype=self._numpy.float32)
+        self.size = len(self._ids)
 
     def apply(self, chain: Any) -> int:
         """The token that the chain draws from the candidates, which stay as they are."""
