@@ -14,14 +14,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tinyedge.backends import LoadPlan
-from tinyedge.errors import EngineBusyError, NativeError, PromptError
-from tinyedge.generation import Chunk, Completion, Meter, Speed, TextBuilder, TokenLikelihood, likelihoods, no_numbers
+from tinyedge.errors import AdapterError, EngineBusyError, GGUFError, NativeError, PromptError
+from tinyedge.generation import Chunk, Completion, Meter, Speed, TextBuilder, TokenLikelihood, no_numbers
+from tinyedge.kv_cache import KvCache
 from tinyedge.native import log
 from tinyedge.native.context import BATCH_TOKENS, Context, ContextSettings
 from tinyedge.native.model import Adapter, Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
-from tinyedge.tokens import common_length
+from tinyedge.token_stream import MakeRoom, TokenStream
 
 if TYPE_CHECKING:
     from tinyedge.chat.chat_template import ChatTemplate, Message
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 # Logits that one decode may give: one token and the most that are ever drafted at a time.
 DRAFT_ROWS = 17
 
-_LAST_ROW = -1
-
 Progress = Callable[[int, int], None]
-# Asked when the context is full: which positions of the KV cache may go, from and up to; None ends the text.
-MakeRoom = Callable[[], "tuple[int, int] | None"]
 
 
 @dataclass(slots=True)
@@ -44,7 +41,6 @@ class Engine:
 
     It may be used from any thread, by one at a time: a second call while a stream is open raises EngineBusyError. Closed by
     another thread, it ends what is being computed first.
-    `cached` are the tokens whose state the KV cache holds now.
 
     >>> from tinyedge import Engine, Sampling
     >>> with Engine.open("demo.gguf") as engine:
@@ -56,7 +52,7 @@ class Engine:
     model: Model
     context: Context
     load_s: float
-    cached: list[int] = field(default_factory=list)
+    _cache: KvCache
     _meter: Meter = field(default_factory=Meter)
     _adapters: tuple[Adapter, ...] = ()
     _adapter_paths: tuple[Path, ...] = ()
@@ -111,7 +107,9 @@ class Engine:
             model.close()
             raise
         paths = tuple(Path(file) for file, _ in lora)
-        engine = cls(Path(path), plan, model, context, perf_counter() - begun, _adapters=adapters, _adapter_paths=paths)
+        engine = cls(
+            Path(path), plan, model, context, perf_counter() - begun, KvCache(context), _adapters=adapters, _adapter_paths=paths
+        )
         try:
             if adapters:
                 engine.set_adapter_scales([scale for _, scale in lora])
@@ -241,9 +239,21 @@ class Engine:
                 if not math.isfinite(self.context.logits()[token]):
                     raise no_numbers()
                 text = TextBuilder(self.model.piece, stops)
-                yield from self._generate(token, sampler, text, max_tokens, logprobs, speculator, make_room)
+                yield from TokenStream(
+                    model=self.model,
+                    cache=self._cache,
+                    sampler=sampler,
+                    text=text,
+                    meter=meter,
+                    speed=self.speed,
+                    max_tokens=max_tokens,
+                    logprobs=logprobs,
+                    speculator=speculator,
+                    make_room=make_room,
+                ).chunks(token)
             finally:
-                self._forget_after(len(self.cached))
+                self._cache.settle()
+                self._speedup = speculator.speedup if speculator else None
 
     def complete(
         self,
@@ -283,7 +293,12 @@ class Engine:
         """The prompt that asks for the answer to `messages`, as tokens."""
         from tinyedge.chat.chat_template import Message
 
-        whole = [each if isinstance(each, Message) else Message(each["role"], each["content"]) for each in messages]
+        whole = []
+        for each in messages:
+            role, content = (each.role, each.content) if isinstance(each, Message) else (each.get("role"), each.get("content"))
+            if not isinstance(role, str) or not isinstance(content, str):
+                raise ValueError("a message has a role and a content, both of them text")
+            whole.append(each if isinstance(each, Message) else Message(role, content))
         return self.template.tokens(self.model, whole)
 
     @property
@@ -343,7 +358,7 @@ class Engine:
                 return
             self.context.set_adapters(self._applied(scales))
             self._scales = tuple(scales)
-            self._forget()
+            self._cache.clear()
 
     def _applied(self, scales: Sequence[float]) -> list[tuple[Adapter, float]]:
         """The adapters that are on at these scales."""
@@ -361,11 +376,7 @@ class Engine:
     def forget(self) -> None:
         """Empties the KV cache."""
         with self._used():
-            self._forget()
-
-    def _forget(self) -> None:
-        self.context.clear()
-        self.cached.clear()
+            self._cache.clear()
 
     def discard(self, start: int, end: int) -> None:
         """Takes the tokens at positions `start` up to `end` out of the KV cache; those behind move up, nothing is recomputed.
@@ -374,38 +385,22 @@ class Engine:
         begins before 0 or ends before it begins.
         """
         with self._used():
-            self._discard(start, end)
-
-    def _discard(self, start: int, end: int) -> None:
-        if not 0 <= start <= end:
-            raise ValueError(f"there are no positions from {start} up to {end}")
-        end = min(end, len(self.cached))
-        if start >= end:
-            return
-        if not self.context.can_shift or not self.context.remove(start, end):
-            self._forget_after(start)
-            return
-        self.context.shift(end, len(self.cached), start - end)
-        del self.cached[start:end]
+            self._cache.discard(start, end)
 
     def state(self) -> memoryview:
         """The KV state of the tokens in `cached`, to be given to `restore` of an engine opened alike."""
         with self._used():
-            if self.context.moved and self.cached:
-                self.context.remove(len(self.cached) - 1)
-                self.context.decode(self.cached[-1])  # which rotates the keys of all the others
-            return self.context.state()
+            return self._cache.state()
 
     def restore(self, tokens: Sequence[int], state: bytes | memoryview) -> bool:
         """Fills the KV cache with a state that `state` gave for these tokens; False and an empty cache otherwise."""
         with self._used():
-            self.cached.clear()
-            fits = len(tokens) <= self.plan.context and self.context.restore(state)
-            if fits and self.context.length == len(tokens):
-                self.cached.extend(tokens)
-                return True
-            self.context.clear()
-            return False
+            return self._cache.restore(tokens, state)
+
+    @property
+    def cached(self) -> list[int]:
+        """The tokens whose state the KV cache holds now; not to be changed."""
+        return self._cache.tokens
 
     @property
     def draft_speedup(self) -> float | None:
@@ -429,106 +424,23 @@ class Engine:
             try:
                 self._read(tokens, reuse=True, progress=progress)
             finally:
-                self._forget_after(len(self.cached))
+                self._cache.settle()
 
     def _read(self, tokens: Sequence[int], *, reuse: bool, progress: Progress | None) -> None:
         """Computes the logits behind the last of `tokens`."""
-        meter = self._meter
-        kept = common_length(self.cached, tokens[:-1]) if reuse else 0
-        self._forget_after(kept)
-        kept = meter.reused = meter.prompt_tokens = len(self.cached)
+        meter, cache = self._meter, self._cache
+        if not reuse:
+            cache.clear()
+        meter.reused = meter.prompt_tokens = cache.keep_common(tokens)
 
         def done(count: int) -> None:
-            meter.prompt_tokens = kept + count
-            if kept + count > len(self.cached):  # whole batches stay when the rest is interrupted
-                self.cached[kept:] = tokens[kept : kept + count]
+            meter.prompt_tokens = count
             if progress is not None:
-                progress(kept + count, len(tokens))
+                progress(count, len(tokens))
 
         started = perf_counter()
-        self.context.decode_all(tokens[kept:], done)
-        self.context.wait()
+        cache.read(tokens, done)
         meter.prompt_s = perf_counter() - started
-        self.cached[kept:] = tokens[kept:]
-
-    def _forget_after(self, count: int) -> None:
-        """Cuts the KV cache to its first `count` tokens, or empties it where it cannot be cut."""
-        if self.context.closed:  # an open stream outlived its engine
-            self.cached.clear()
-        elif count and self.context.remove(count):
-            del self.cached[count:]
-        else:
-            self._forget()
-
-    def _generate(
-        self,
-        token: int,
-        sampler: Sampler,
-        text: TextBuilder,
-        max_tokens: int | None,
-        logprobs: int,
-        speculator: Speculator | None,
-        make_room: MakeRoom | None,
-    ) -> Iterator[Chunk]:
-        meter, model, context = self._meter, self.model, self.context
-        pending, tops = 0, []
-        drawn, row = [token], _LAST_ROW
-        reason = ""
-        while True:
-            for token in drawn:
-                if model.ends_generation(token):
-                    reason = "end"
-                elif len(meter.tokens) == max_tokens:
-                    reason = "length"
-                if reason:
-                    break
-                if logprobs:
-                    tops.append(likelihoods(context.logits(row), token, logprobs, self._shown))
-                row += 1
-                meter.tokens.append(token)
-                pending += 1
-                piece = text.add(token)
-                if piece and not text.stopped:
-                    yield Chunk(piece, pending, likelihoods=tuple(tops))
-                    pending, tops = 0, []
-                if text.stopped:
-                    reason = "stop"
-                    break
-            if not reason and len(meter.tokens) == max_tokens:
-                reason = "length"
-            if not reason and len(self.cached) + 1 >= self.plan.context and not self._made_room(make_room):
-                reason = "context"
-            if reason:
-                tail = (piece if text.stopped else "") + text.end()
-                yield Chunk(tail, pending, self.speed(reason), tuple(tops))
-                return
-            depth, started = len(self.cached), perf_counter()
-            passes = 1
-            if speculator is None:
-                context.decode(token)
-                self.cached.append(token)
-                drawn = [sampler.sample(context)]
-            else:
-                room = self.plan.context - depth - 2
-                left = room if max_tokens is None else min(room, max_tokens - len(meter.tokens) - 1)
-                passes = -speculator.passes
-                drawn = speculator.step(self.cached, token, sampler, left)
-                passes += speculator.passes
-                meter.drafted, meter.accepted = speculator.drafted, speculator.accepted
-                self._speedup = speculator.speedup
-            row = 0
-            meter.step(perf_counter() - started, len(drawn), depth, passes)
-
-    def _made_room(self, make_room: MakeRoom | None) -> bool:
-        """Whether a part of the full KV cache could be dropped."""
-        dropped = make_room() if make_room is not None else None
-        if dropped is None or not self.context.can_shift:
-            return False
-        self._discard(*dropped)
-        return len(self.cached) + 1 < self.plan.context
-
-    def _shown(self, token: int) -> str:
-        return self.model.piece(token).decode("utf-8", "replace") or self.model.token_text(token)
 
     def _speculator(self, drafter: Drafter | None) -> Speculator | None:
         if drafter is None:
@@ -621,5 +533,9 @@ def _adapter(model: Model, base: Path, file: Path) -> Adapter:
     from tinyedge.adapter_check import check_adapter
     from tinyedge.gguf_file import read_gguf
 
-    check_adapter(read_gguf(file), read_gguf(base))
+    try:
+        adapter = read_gguf(file)
+    except GGUFError as error:
+        raise AdapterError(error.problem, "copy or download the adapter again") from error
+    check_adapter(adapter, read_gguf(base))
     return Adapter(model, file)
