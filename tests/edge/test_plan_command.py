@@ -146,7 +146,7 @@ def test_a_checkpoint_is_planned_without_quantizing_it(tmp_path: Path) -> None:
         (["--kv", "q3_k"], 2, "the KV type is one of"),
         (["--kv", "q4_0", "--flash-attn", "off"], 2, "needs flash attention"),
         (["--rope-scale", "2"], 2, "needs a kind of RoPE scaling"),
-        (["--backend", "cuda", "--board", "rpi5"], 12, "no CUDA backend"),
+        (["--backend", "cuda", "--board", "rpi5"], 12, "has no cuda device to plan with"),
         (["--ctx", "1"], 2, "--ctx"),
     ],
 )

@@ -168,3 +168,12 @@ def test_a_stretched_context_is_warned_of(demo: Path) -> None:
 def test_kv_types_run(demo: Path, kind: str) -> None:
     report = json.loads(text(demo, "-p", "Once upon a time", "-n", "10", "--kv", kind, "--json"))
     assert report["kv_type"] == kind.upper()
+
+
+def test_weights_that_could_not_be_locked_are_said(demo: Path) -> None:
+    limits = ["bash", "-c", 'ulimit -l 8 && exec "$@"', "bash"]
+    command = [*limits, str(COMMAND), "run", str(demo), "-p", "a", "-n", "1", "--mlock"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    privileged = os.geteuid() == 0  # may lock whatever the limit says
+    assert done.returncode == 0
+    assert (b"warning: the system locked" in done.stderr) != privileged

@@ -94,17 +94,18 @@ def converse(
     verbose: bool,
 ) -> None:
     """Chats with what the MODEL argument names, on a terminal or with the lines of a pipe."""
-    from tinyedge.backends import choose, this_machine
+    from tinyedge.backends import this_machine
     from tinyedge.chat.conversation import Conversation
     from tinyedge.cli.chat_files import keep_session, opened_session, prompt_cache
     from tinyedge.cli.dialogue import Dialogue
-    from tinyedge.cli.load_options import tell
+    from tinyedge.cli.load_options import tell, tell_locked
     from tinyedge.cli.models import resolve_model
     from tinyedge.cli.run import adapters_of, load_progress
     from tinyedge.cli.sampling_options import sampling_of
     from tinyedge.engine import Engine
     from tinyedge.gguf_file import read_gguf
     from tinyedge.model_probe import runnable_facts
+    from tinyedge.tuned import tuned_plan
 
     options = options or ChatOptions()
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -124,10 +125,11 @@ def converse(
         else:
             stack.enter_context(template)
             template.start()
-        plan = choose(facts, load.request(), this_machine())
+        plan = tuned_plan(facts, load.request(), this_machine())
         tell(plan)
         with load_progress(facts.weight_bytes, quiet=json or verbose) as progress:
             engine = stack.enter_context(Engine.open(path, plan, lora=adapters, verbose=verbose, progress=progress))
+        tell_locked(plan, facts.weight_bytes)
         session = options.session
         conversation = Conversation(engine, template) if session is None else opened_session(session, engine, template)
         if options.system and options.system != conversation.system:

@@ -21,6 +21,8 @@ from tinyedge.cli.output import (
     status,
 )
 
+MAX_NAME = 1000  # characters
+
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan
     from tinyedge.gguf_file import GGUFFile
@@ -124,6 +126,8 @@ def rm(
     from tinyedge.hub.cache import find_one, hub_folder, hub_models, own_models, partials, remove, remove_partials
     from tinyedge.hub.names import parse_name
 
+    if not 0 < len(name) <= MAX_NAME:
+        raise typer.BadParameter(f"a name has 1 to {MAX_NAME} characters", param_hint="NAME")
     hub, own = hub_folder(), cache_folder(needed=False)
     models = hub_models(hub) + own_models(own)
     model = _by_path(name, models) or find_one(name, models)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.output import MAX_TOKENS, printable, status
+from tinyedge.cli.output import MAX_TOKENS, format_bytes, printable, status
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Request
@@ -73,6 +73,18 @@ class LoadOptions:
             )
         except ValueError as error:
             raise typer.BadParameter(printable(str(error))) from error
+
+
+def tell_locked(plan: LoadPlan, weight_bytes: int) -> None:
+    """Says on stderr when --mlock was asked for and the system did not let all of the weights be locked."""
+    from tinyedge.machine.memory_facts import locked_bytes
+
+    locked = locked_bytes() if plan.mlock and plan.backend == "cpu" else None
+    if locked is not None and locked < 0.9 * weight_bytes:
+        status(
+            f"warning: the system locked {format_bytes(locked)} of the {format_bytes(weight_bytes)} of weights; "
+            "`ulimit -l` says how much it allows"
+        )
 
 
 def tell(plan: LoadPlan) -> None:

@@ -169,12 +169,17 @@ def _of_board(board: Board, total: int) -> Place:
 def _answer(model: PlannedModel, request: Request, place: Place) -> Answer:
     from tinyedge.backends import choose
     from tinyedge.cli.plan_report import Answer
-    from tinyedge.errors import MemoryFitError
+    from tinyedge.errors import BackendError, MemoryFitError
 
     try:
         return Answer(place=place, plan=choose(model.facts, request, place.machine))
     except MemoryFitError as error:
-        return Answer(place=place, refusal=error)
+        remedy = error.remedy if place.here else error.remedy.replace("free some memory or ", "take more memory or ")
+        return Answer(place=place, refusal=MemoryFitError(error.problem, remedy))
+    except BackendError as error:
+        if place.here:
+            raise
+        raise BackendError(f"{place.name} has no {request.backend} device to plan with", "leave --backend out") from error
 
 
 def _smallest_that_serves(answers: list[Answer]) -> Answer:

@@ -147,7 +147,7 @@ def _sampling_for(path: Path, options: SamplingOptions) -> Sampling:
 def generate(path: Path, request: Request, wanted: Generation) -> None:
     """Runs the GGUF file at `path` and prints text and report. Raises SystemExit(130) after Ctrl-C."""
     from tinyedge.backends import this_machine
-    from tinyedge.cli.load_options import tell
+    from tinyedge.cli.load_options import tell, tell_locked
     from tinyedge.cli.report import Report, likelihood_lines, report_object
     from tinyedge.engine import DRAFT_ROWS, Engine
     from tinyedge.machine.throttle_watch import ThrottleWatch
@@ -170,6 +170,7 @@ def generate(path: Path, request: Request, wanted: Generation) -> None:
             verbose=wanted.verbose,
             progress=progress,
         )
+    tell_locked(plan, facts.weight_bytes)
     with engine, _drafter(engine, wanted) as drafter, ThrottleWatch() as watch, _energy(wanted.energy) as meter:
         text, likelihoods, speed = _stream(engine, sampling, wanted, drafter)
     report = Report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,3 +70,13 @@ def _limit_v2(folder: Path) -> int | None:
 
 def _limit_v1(folder: Path) -> int | None:
     return read_integer(folder / "memory.limit_in_bytes")
+
+
+def locked_bytes() -> int | None:
+    """How much memory of this process cannot be swapped out; None where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmLck:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
