@@ -44,7 +44,13 @@ class Engine:
 
     >>> from tinyedge import Engine, Sampling
     >>> with Engine.open("demo.gguf") as engine:
-    ...     print(engine.complete("Once upon a time", Sampling(temperature=0), max_tokens=8).text)
+    ...     done = engine.complete("Once upon a time", Sampling(temperature=0), max_tokens=8)
+    >>> len(done.tokens), done.speed.stop_reason
+    (8, 'length')
+    >>> with Engine.open("demo.gguf") as engine:
+    ...     text = "".join(chunk.text for chunk in engine.stream("The wolf said", Sampling(seed=7), max_tokens=20))
+    >>> len(text) > 0
+    True
     """
 
     path: Path

@@ -24,6 +24,7 @@ from tinyedge import Engine, LoadPlan, Message, Request, Sampling
 from tinyedge.backends import choose, this_machine
 from tinyedge.errors import AdapterError, EngineBusyError, NativeError, PromptError, TemplateError
 from tinyedge.gguf_file import read_gguf
+from tinyedge.memory import memory_needed
 from tinyedge.model_facts import describe_model
 
 GREEDY = Sampling(temperature=0.0)
@@ -382,3 +383,16 @@ def test_a_cancelled_stream_frees_its_sampler(engine: Engine) -> None:
         del stream
     gc.collect()
     assert not any(isinstance(each, Sampler) and each._pointer for each in gc.get_objects())
+
+
+def test_a_plan_that_was_made_to_fit_says_the_same_as_the_plain_one(path: Path, plan: LoadPlan) -> None:
+    facts, machine = describe_model(read_gguf(path)), this_machine()
+    wish = Request(backend="cpu", threads=1, context=1024, batch=512)
+    need = memory_needed(facts, 1024, batch=512).total_bytes
+    fitted = choose(facts, wish, replace(machine, free_bytes=int(0.8 * need)))
+    assert fitted.steps
+    assert fitted.batch < 512
+    with Engine.open(path, plan) as engine:
+        plain = engine.complete("abc an", GREEDY, 40)
+    with Engine.open(path, fitted) as engine:
+        assert engine.complete("abc an", GREEDY, 40).text == plain.text
