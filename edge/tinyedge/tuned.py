@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import date
@@ -17,6 +19,7 @@ from tinyedge.cache import write_atomically
 from tinyedge.errors import MemoryFitError, OutputError
 from tinyedge.load_plan import LoadPlan, Machine, Request
 from tinyedge.machine.bandwidth import machine_key
+from tinyedge.memory import DEFAULT_BATCH
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.library import package_version
 from tinyedge.tuning import Setting
@@ -89,14 +92,14 @@ def keep(facts: ModelFacts, setting: Setting, gains: dict[str, float]) -> Path |
     return path
 
 
-def forget(facts: ModelFacts) -> None:
-    """Takes the kept setting back: the default is as fast. Raises OutputError when the file cannot be written."""
+def forget(facts: ModelFacts) -> bool:
+    """Takes the kept setting back; whether there was one. Raises OutputError when the file cannot be written."""
     path = config_file()
-    if path is None:
-        return
-    entries = _entries(path)
-    if entries.pop(_key(facts), None) is not None:
-        _write(path, entries)
+    entries = _entries(path) if path else {}
+    if path is None or entries.pop(_key(facts), None) is None:
+        return False
+    _write(path, entries)
+    return True
 
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
@@ -143,8 +146,30 @@ def _applied(plan: LoadPlan, request: Request, found: Setting) -> LoadPlan:
         changes["flash"] = found.flash
     if request.mmap and not request.mlock:
         changes |= {"mmap": found.mmap, "mlock": found.mlock}
-    tuned = replace(plan, **changes)
-    return replace(tuned, reason=f"{plan.reason}; tuned: {describe(tuned)}")
+    changes = {name: value for name, value in changes.items() if value != getattr(plan, name)}
+    if changes.get("batch_threads") == changes.get("threads", plan.threads):
+        del changes["batch_threads"]
+    told = _told(changes) + ([f"batch {plan.batch}"] if request.batch is None and plan.batch != DEFAULT_BATCH else [])
+    reason = plan.reason
+    if "threads" in changes:
+        reason = re.sub(r"\d+ threads? \([^)]*\)", f"{_threads(found.threads)} (tuned)", reason, count=1)
+    return replace(plan, **changes, reason=f"{reason}; tuned: {', '.join(told)}" if told else reason)
+
+
+def _told(changes: dict[str, Any]) -> list[str]:
+    """What the changes of a plan are, but for the threads, in a few words each."""
+    words: dict[str, Callable[[Any], str]] = {
+        "batch_threads": lambda count: f"{_threads(count)} for the prompt",
+        "affinity": lambda cpus: f"bound to CPUs {', '.join(map(str, cpus))}" if cpus else "",
+        "flash": lambda mode: f"flash attention {mode}",
+        "mmap": lambda mapped: "" if mapped else "weights read, not mapped",
+        "mlock": lambda locked: "weights locked in memory" if locked else "",
+    }
+    return [word for name, value in changes.items() if name in words and (word := words[name](value))]
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count != 1 else "")
 
 
 def describe(plan: LoadPlan | Setting) -> str:

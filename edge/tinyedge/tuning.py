@@ -17,6 +17,7 @@ _AGREEING = 0.8
 # One that is so much slower in its first sample is not sampled again.
 _HOPELESS = 0.8
 _ROUNDS = 5
+_LEAST_PAIRS = 3
 _FINAL_ROUNDS = 7
 # In the end neither speed may have lost more than this beside the default's.
 _LOSS = 0.98
@@ -93,98 +94,148 @@ def tune(
     budget_s: float,
     progress: Callable[[str, float], None] | None = None,
 ) -> Tuning:
-    """The best setting within `budget_s` seconds of `clock`; a quarter of them are kept for the final duel.
+    """The best setting within `budget_s` seconds of `clock`, of which what the final duel takes is kept for it.
 
     `progress` is told what is measured and the share of the budget that is spent.
     """
-    begun = clock()
+    watch = _Watch(measure, clock, budget_s)
     best, rows, complete = default, list[Row](), True
 
-    def spent() -> float:
-        return (clock() - begun) / budget_s
+    def tell(title: str) -> None:
+        if progress is not None:
+            progress(title, watch.spent)
 
     for stage in stages:
         found = [(label, setting) for label, setting in stage.candidates(best) if setting != best]
         if not found:
             continue
-        if spent() > 0.75:
+        if watch.late:
             complete = False
             break
-        if progress is not None:
-            progress(stage.title, spent())
-        stage_rows, choice = _stage(stage, best, found, measure, lambda: spent() > 0.75)
+        tell(stage.title)
+        stage_rows, best = _stage(stage, best, found, watch)
         rows += stage_rows
-        best = choice
     winner, gains = default, {PROMPT: 1.0, GENERATION: 1.0}
     if best != default:
-        if progress is not None:
-            progress("the winner against the default", spent())
-        gains = _duel(default, best, measure, lambda: spent() > 1.0)
+        tell("the winner against the default")
+        gains, duel_rows = _duel(default, best, watch)
         if min(gains.values()) >= _LOSS and max(gains.values()) >= _GAIN:
             winner = best
+        rows += [replace(row, taken=row.label == "the best" and winner == best) for row in duel_rows]
     return Tuning(default=default, winner=winner, rows=tuple(rows), gains=gains, complete=complete)
 
 
-def _stage(
-    stage: Stage, best: Setting, found: list[tuple[str, Setting]], measure: Measure, late: Callable[[], bool]
-) -> tuple[list[Row], Setting]:
+class _Watch:
+    """Measures, and knows how much of the budget is left for it when the final duel must have its part."""
+
+    def __init__(self, measure: Measure, clock: Callable[[], float], budget_s: float) -> None:
+        self._measure, self._clock, self._budget_s = measure, clock, budget_s
+        self._begun = clock()
+        self._longest: dict[str, float] = {}
+
+    def __call__(self, setting: Setting, test: str) -> float:
+        started = self._clock()
+        speed = self._measure(setting, test)
+        self._longest[test] = max(self._longest.get(test, 0.0), self._clock() - started)
+        return speed
+
+    @property
+    def spent(self) -> float:
+        return (self._clock() - self._begun) / self._budget_s
+
+    @property
+    def late(self) -> bool:
+        """Whether there is only time for the duel: the fewest pairs of samples of each test."""
+        sample = self._longest.get(GENERATION, 0.0) + self._longest.get(PROMPT, self._longest.get(GENERATION, 0.0))
+        return self.spent * self._budget_s + 2 * _LEAST_PAIRS * sample > self._budget_s
+
+    @property
+    def over(self) -> bool:
+        return self.spent > 1.0
+
+
+def _stage(stage: Stage, best: Setting, found: list[tuple[str, Setting]], watch: _Watch) -> tuple[list[Row], Setting]:
     """The rows of a stage and the setting that it leaves as the best."""
-    reference = [measure(best, stage.test)]
+    reference = [watch(best, stage.test)]
     samples: dict[str, list[float]] = {}
     refused: dict[str, str] = {}
     for label, setting in found:
         try:
-            samples[label] = [measure(setting, stage.test)]
+            samples[label] = [watch(setting, stage.test)]
         except SettingRefused as reason:
             refused[label] = str(reason)
-    racing = [(label, setting) for label, setting in found if label in samples]
-    racing = [(label, setting) for label, setting in racing if samples[label][0] >= _HOPELESS * reference[0]]
     for _ in range(_ROUNDS - 1):
-        if late() or not racing:
+        racing = [(label, setting) for label, setting in found if _may_win(samples.get(label, []), reference)]
+        if watch.late or not racing:
             break
-        reference.append(measure(best, stage.test))
+        reference.append(watch(best, stage.test))
         for label, setting in racing:
-            if not late():
-                samples[label].append(measure(setting, stage.test))
-    ratios = {label: [a / b for a, b in zip(values, reference, strict=False)] for label, values in samples.items()}
+            if not watch.late:
+                samples[label].append(watch(setting, stage.test))
+    ratios = {label: _ratios(values, reference) for label, values in samples.items()}
     better = [label for label, values in ratios.items() if _beyond_noise(values)]
     winner = max(better, key=lambda label: statistics.median(ratios[label]), default=None)
     taken = None if stage.changes_text else winner
-    rows = [Row(stage=stage.title, label="as before", test=stage.test, tokens_per_s=statistics.median(reference), ratio=1.0,
-                samples=len(reference), taken=taken is None)]  # fmt: skip
+    rows = [_row(stage.title, "the best so far", stage.test, reference, [1.0], taken=False)]
     for label, _ in found:
-        values = samples.get(label)
-        rows.append(
-            Row(
-                stage=stage.title,
-                label=label,
-                test=stage.test,
-                tokens_per_s=statistics.median(values) if values else None,
-                ratio=statistics.median(ratios[label]) if values else None,
-                samples=len(values or ()),
-                taken=label == taken,
-                note=refused.get(label, "changes the text, so it is for --kv" if stage.changes_text else ""),
-            )
-        )
+        note = refused.get(label, "changes the text, so it is for --kv" if stage.changes_text else "")
+        row = _row(stage.title, label, stage.test, samples.get(label, []), ratios.get(label, []), taken=label == taken)
+        rows.append(replace(row, note=note))
     return rows, best if taken is None else dict(found)[taken]
+
+
+def _row(stage: str, label: str, test: str, speeds: list[float], ratios: list[float], *, taken: bool) -> Row:
+    return Row(
+        stage=stage,
+        label=label,
+        test=test,
+        tokens_per_s=statistics.median(speeds) if speeds else None,
+        ratio=statistics.median(ratios) if ratios else None,
+        samples=len(speeds),
+        taken=taken,
+    )
+
+
+def _ratios(values: list[float], reference: list[float]) -> list[float]:
+    return [value / other for value, other in zip(values, reference, strict=False)]
+
+
+def _may_win(values: list[float], reference: list[float]) -> bool:
+    """Whether the rounds that are left could still make it a winner; each of them has to be worth its time."""
+    ratios = _ratios(values, reference)
+    left = _ROUNDS - len(ratios)
+    gaining = sum(ratio >= _GAIN for ratio in ratios) + left
+    agreeing = sum(ratio > 1.0 for ratio in ratios) + left
+    return bool(ratios) and gaining > _ROUNDS // 2 and agreeing >= _AGREEING * _ROUNDS and ratios[0] >= _HOPELESS
 
 
 def _beyond_noise(ratios: list[float]) -> bool:
     agreeing = sum(ratio > 1.0 for ratio in ratios) / len(ratios)
-    return len(ratios) >= 3 and statistics.median(ratios) >= _GAIN and agreeing >= _AGREEING
+    return len(ratios) >= _LEAST_PAIRS and statistics.median(ratios) >= _GAIN and agreeing >= _AGREEING
 
 
-def _duel(default: Setting, best: Setting, measure: Measure, late: Callable[[], bool]) -> dict[str, float]:
+def _duel(default: Setting, best: Setting, watch: _Watch) -> tuple[dict[str, float], list[Row]]:
     """The median of the paired ratios of `best` to `default`, for each test; the order changes from pair to pair."""
-    ratios: dict[str, list[float]] = {PROMPT: [], GENERATION: []}
+    speeds: dict[tuple[str, Setting], list[float]] = {
+        (test, setting): [] for test in (PROMPT, GENERATION) for setting in (default, best)
+    }
     for turn in range(_FINAL_ROUNDS):
-        for test, values in ratios.items():
-            if late() and len(values) >= 3:
-                continue
-            first, second = (best, default) if turn % 2 else (default, best)
-            speeds = {setting: measure(setting, test) for setting in (first, second)}
-            values.append(speeds[best] / speeds[default])
-    return {test: statistics.median(values) for test, values in ratios.items()}
+        for test in (PROMPT, GENERATION):
+            if not (watch.over and turn >= _LEAST_PAIRS):
+                for setting in (best, default) if turn % 2 else (default, best):
+                    speeds[test, setting].append(watch(setting, test))
+    ratios = {test: _ratios(speeds[test, best], speeds[test, default]) for test in (PROMPT, GENERATION)}
+    title = "the last duel"
+    rows = [
+        row
+        for test in (PROMPT, GENERATION)
+        for row in (
+            _row(title, "the default", test, speeds[test, default], [1.0], taken=False),
+            _row(title, "the best", test, speeds[test, best], ratios[test], taken=False),
+        )
+    ]
+    rows = [row for row in rows if row.label == "the default"] + [row for row in rows if row.label == "the best"]
+    return {test: statistics.median(values) for test, values in ratios.items()}, rows
 
 
 def usual_stages(

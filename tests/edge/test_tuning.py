@@ -145,10 +145,13 @@ def test_what_is_kept_is_used_where_nothing_else_was_asked_for(facts: ModelFacts
         (0,),
         False,
     )
-    assert plan.reason.endswith("; tuned: 1 thread, 2 for the prompt, batch 64, bound to CPUs 0, no flash attention, "
-                                "weights read, not mapped")  # fmt: skip
+    assert plan.reason.endswith(
+        "; tuned: 2 threads for the prompt, bound to CPUs 0, flash attention off, weights read, not mapped, batch 64"
+    )
+    assert "1 thread (tuned); context" in plan.reason
     asked = tuned.tuned_plan(facts, Request(threads=3, batch=32, flash="on", mlock=True), machine)
     assert (asked.threads, asked.batch_threads, asked.batch, asked.flash, asked.mlock) == (3, None, 32, "on", True)
+    assert "tuned" not in asked.reason
     quantized = tuned.tuned_plan(facts, Request(kv_type="Q8_0"), machine)
     assert quantized.flash == "auto"  # a quantized cache needs flash attention
     tuned.forget(facts)

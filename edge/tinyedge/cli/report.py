@@ -92,7 +92,7 @@ class Report:
         bandwidth = self.bandwidth
         text = (
             f"read {format_bytes(self.read.weights)} of weights and {format_bytes(self.read.kv)} of KV cache a step: "
-            f"{rate / 1e9:.1f} GB/s"
+            f"{_rate_of_bytes(rate)}"
         )
         if not self.in_memory or self.plan.backend != "cpu":
             return text
@@ -134,7 +134,7 @@ class Report:
             "kv_bytes_per_step": read.kv,
             "bytes_per_s": rate,
             "memory_bytes_per_s": bandwidth.best if bandwidth else None,
-            "memory_share": rate / bandwidth.best if bandwidth and rate else None,
+            "memory_share": rate / bandwidth.best if bandwidth and rate and self.in_memory else None,
             "drafted_tokens": speed.drafted_tokens,
             "accepted_tokens": speed.accepted_tokens,
             "draft_speedup": self.speedup,
@@ -173,6 +173,10 @@ def _energy_line(energy: Energy, speed: Speed) -> str:
         return f"energy: not measured: {printable(energy.reason or 'no token was generated', 300)}"
     source = printable(energy.source, 60)
     return f"energy: {per_token:.2f} J per generated token, the prompt included, {energy.watts:.1f} W by {source}"
+
+
+def _rate_of_bytes(rate: float) -> str:
+    return f"{rate / 1e9:.1f} GB/s" if rate >= 1e9 else f"{rate / 1e6:.0f} MB/s"
 
 
 def _tokens(count: int) -> str:

@@ -47,12 +47,14 @@ def tune(
     path = resolve_model(model)
     facts = runnable_facts(path)
     if forget:
-        tuned.forget(facts)
-        status("forgotten: `run` uses the defaults for models of this shape again")
+        known = tuned.forget(facts)
+        status("forgotten: the defaults are used for models of this shape again" if known else "there was nothing to forget")
         return
     if not dry_run:
         tuned.check_writable()  # better now than when all is measured
-    plan = choose(facts, Request(backend="cpu"), this_machine())
+    plan = choose(facts, Request(), this_machine())
+    if plan.backend != "cpu":
+        plan = choose(facts, Request(backend="cpu"), this_machine())
     status(plan.reason)
     cpu = cpu_facts()
     begun = perf_counter()
@@ -67,7 +69,7 @@ def tune(
             prompt_tokens=prompt_tokens,
             can_lock=can_lock(facts.weight_bytes),
         )
-        found = find(runs.default, stages, runs.measure, monotonic, seconds, progress)
+        found = find(runs.default, stages, runs.measure, monotonic, seconds - (perf_counter() - begun), progress)
     took = perf_counter() - begun
     where, failed = None, None
     try:
@@ -115,7 +117,7 @@ def _table(rows: tuple[Row, ...]) -> list[str]:
             "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.2f}",
             "-" if row.ratio is None else f"{row.ratio:.3f}",
             str(row.samples),
-            "taken" if row.taken and row.label != "as before" else row.note,
+            "taken" if row.taken else row.note,
         )
         for row in rows
     ]
