@@ -25,6 +25,7 @@ from pathlib import Path
 from tinyedge.backends import LoadPlan, Request, choose, this_machine
 from tinyedge.engine import DRAFT_ROWS, Engine, context_settings
 from tinyedge.generation import Completion
+from tinyedge.kv_cache import KvCache
 from tinyedge.lookup import LookupDrafter
 from tinyedge.model_probe import runnable_facts
 from tinyedge.native.context import Context, ContextSettings
@@ -124,6 +125,7 @@ def _speeds(engine: Engine, plan: LoadPlan, edit: Edit, runs: int) -> Speeds:
     engine.context.close()
     settings = replace(context_settings(plan), outputs=DRAFT_ROWS)
     engine.context = ScriptedContext(engine.model, settings, edit.prompt + edit.answer)
+    engine._cache = KvCache(engine.context)
     engine.forget()
     _say(engine, edit, None, _WARM_UP)
     plain: list[float] = []

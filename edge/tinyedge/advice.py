@@ -17,6 +17,16 @@ from tinyedge.model_facts import ModelFacts
 
 ADVISED_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 USUAL_TYPE = "Q4_K_M"
+# The most bits per weight that these types make of the models of SHAPES: of those whose rows divide into blocks of 256, and of
+# those whose rows do not, which get larger types in their place.
+_BITS = {
+    "Q8_0": (8.52, 8.52),
+    "Q6_K": (6.57, 8.13),
+    "Q5_K_M": (5.77, 6.71),
+    "Q4_K_M": (5.02, 6.35),
+    "Q3_K_M": (4.19, 5.67),
+    "Q2_K": (3.39, 5.40),
+}
 
 # The share of the ceiling that llama.cpp reaches generating on CPUs: 0.92 to 0.95 on two EPYC cores with AVX-512 (TinyLlama
 # Q4_K_M, llama-bench beside the bandwidth measured right before); on boards, published tokens/s times bytes read over a
@@ -128,6 +138,17 @@ TINYLLAMA = SHAPES[3]
 def nearest_shape(parameters: int) -> Shape:
     """The shape of the table whose number of parameters is nearest, by ratio."""
     return min(SHAPES, key=lambda shape: abs(math.log(shape.parameters / parameters)))
+
+
+def largest_type(facts: ModelFacts, weight_bytes: int) -> str | None:
+    """The best of ADVISED_TYPES that makes the model smaller than it is and its weights take at most `weight_bytes`.
+
+    An estimate from the header alone; None when no type does.
+    """
+    uneven = facts.hidden % 256 != 0
+    smaller = ADVISED_TYPES[ADVISED_TYPES.index(facts.file_type) + 1 :] if facts.file_type in ADVISED_TYPES else ADVISED_TYPES
+    most = min(8 * weight_bytes, facts.parameters * facts.bits_per_weight)
+    return next((kind for kind in smaller if facts.parameters and _BITS[kind][uneven] * facts.parameters < most), None)
 
 
 def scaled(facts: ModelFacts, parameters: int) -> ModelFacts:

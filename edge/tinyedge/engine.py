@@ -88,8 +88,9 @@ class Engine:
 
         Without a `plan` the file is checked and the plan that suits this machine made; a file that comes with a plan must
         have passed `check_runnable`: llama.cpp may abort on others. `lora` are adapter files, each with its scale.
-        `draft_rows` above 1 makes room for as many rows of logits in one pass, which a drafter needs. `verbose` shows
-        llama.cpp's own log on stderr, `progress` is told the share of the weights that is loaded, 0 to 1.
+        `draft_rows` above 1 makes room for as many rows of logits in one pass, which a drafter needs: DRAFT_ROWS is the most
+        that one uses. `verbose` shows llama.cpp's own log on stderr, `progress` is told the share of the weights that is
+        loaded, 0 to 1.
         Raises GGUFError and MemoryFitError for a file or a machine that will not do, AdapterError for an adapter of another
         model, NativeError when llama.cpp refuses.
         """
@@ -286,17 +287,20 @@ class Engine:
         stop: str | Sequence[str] = (),
         logprobs: int = 0,
         drafter: Drafter | None = None,
+        template: ChatTemplate | None = None,
     ) -> Generator[Chunk, None, None]:
-        """Yields the answer to a conversation, through the model's own chat template.
+        """Yields the answer to a conversation, through `template` or else the model's own chat template.
 
         `messages` have a role (system, user, assistant) and a content; the last is the user's. What the KV cache holds of
-        the conversation already is not computed again. Raises TemplateError when the model has no template or it refuses.
+        the conversation already is not computed again. Raises TemplateError when there is no template or it refuses.
+        `ChatTemplate.from_file(file, read_gguf(engine.path))` makes one, with `read_gguf` from tinyedge.gguf_file; close it
+        when the chat is over.
         """
-        tokens = self.chat_tokens(messages)
+        tokens = self.chat_tokens(messages, template)
         return self.stream(tokens, sampling, max_tokens, stop=stop, logprobs=logprobs, drafter=drafter, reuse=True)
 
-    def chat_tokens(self, messages: Iterable[Message | Mapping[str, str]]) -> list[int]:
-        """The prompt that asks for the answer to `messages`, as tokens."""
+    def chat_tokens(self, messages: Iterable[Message | Mapping[str, str]], template: ChatTemplate | None = None) -> list[int]:
+        """The prompt that asks for the answer to `messages`, as tokens; what looks special in a message is plain text in it."""
         from tinyedge.chat.chat_template import Message
 
         whole = []
@@ -305,7 +309,7 @@ class Engine:
             if not isinstance(role, str) or not isinstance(content, str):
                 raise ValueError("a message has a role and a content, both of them text")
             whole.append(each if isinstance(each, Message) else Message(role, content))
-        return self.template.tokens(self.model, whole)
+        return (template or self.template).tokens(self.model, whole)
 
     @property
     def template(self) -> ChatTemplate:
@@ -317,11 +321,18 @@ class Engine:
         if self._template is None:
             self._template = ChatTemplate.of_model(read_gguf(self.path))
         if self._template is None:
-            raise TemplateError(f"{self.path.name} has no chat template", "use stream() or complete(), or give a template")
+            raise TemplateError(
+                f"{self.path.name} has no chat template", "use stream() or complete(), or give chat() a template"
+            )
         return self._template
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """The tokens of `text`, with BOS where the model wants one; texts of control tokens count as such."""
+        """The tokens of `text`, with BOS (and EOS) where the model wants them unless `add_special` is false.
+
+        By default the text of a special token, like `</s>` or `<|im_end|>`, becomes that token, as it does in the prompt of
+        `stream`. Say `parse_special=False` for text of strangers: nothing in it can then end a turn or begin another.
+        Raises PromptError for text that is not Unicode or cannot fit the context.
+        """
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
@@ -331,7 +342,12 @@ class Engine:
             return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def embed(self, text: str) -> list[float]:
-        """The mean of the last hidden states over the tokens of `text`: as many numbers as the model is wide."""
+        """The mean of the last hidden states over the tokens of `text`: as many numbers as the model is wide, not normalised.
+
+        The tokens are those of `tokenize(text)`. It has a context of its own, made by the first call, and leaves the KV cache
+        alone. Raises PromptError when the text has no tokens or more than the context holds, EngineBusyError while a stream
+        is open.
+        """
         with self._used():
             tokens = self.prompt_tokens(text)
             self._check_fits(tokens)
@@ -455,7 +471,7 @@ class Engine:
         from tinyedge.speculation import Speculator
 
         if self.context.settings.outputs < 2:
-            raise NativeError("this engine has no room for drafts", "open it with draft_rows=DRAFT_ROWS")
+            raise NativeError("this engine has no room for drafts", f"open it with draft_rows={DRAFT_ROWS}")
         if self._draft_length is None:
             self._draft_length = DraftLength()  # what steps cost on this machine is learnt once
         return Speculator(self.context, drafter, length=self._draft_length)

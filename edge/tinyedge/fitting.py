@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from tinyedge.advice import largest_type
 from tinyedge.errors import MemoryFitError
 from tinyedge.ggml_types import type_named
-from tinyedge.memory import CONTEXT_STEP, DEFAULT_BATCH, MemoryNeed, largest_context_that_fits, memory_needed
+from tinyedge.memory import CONTEXT_STEP, DEFAULT_BATCH, MemoryNeed, memory_needed
 from tinyedge.model_facts import ModelFacts
 
 # llama.cpp's choice for the cache (kv_cache_types in its common/arg.cpp); K and V are of one type here.
@@ -22,7 +23,6 @@ KV_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32", "Q4_1", "Q5_0", "Q5_1", "IQ4_N
 SHORTEST_CONTEXT = 512  # where the ladder stops: less holds no conversation
 SMALL_BATCH = 128
 _SMALLER_KV = "Q8_0"
-_WORTH_NAMING = 64  # the shortest context that is offered instead of none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,31 +213,36 @@ def _offer(wished: Settings, found: Settings) -> str:
     return f"this fits: {changed}"
 
 
-def does_not_fit(case: Case, wished: Settings) -> MemoryFitError:
-    """The refusal when no rung fits: the numbers of the shortest context, and what would help."""
-    context = min(wished.context, SHORTEST_CONTEXT, case.longest)
-    problem = _shortage(case, replace(wished, context=context))
-    free = _free(case, wished)
-    fits = largest_context_that_fits(
-        case.facts, free, batch=wished.batch, kv_type=wished.kv_type, flash=case.flash, repacked=case.repacked
+def smallest(case: Case, wished: Settings) -> Settings:
+    """The ladder's last rung: the settings that take least of all that it tries."""
+    return Settings(
+        context=min(wished.context, SHORTEST_CONTEXT, case.longest),
+        kv_type=_kv_types(case, wished.kv_type)[-1],
+        gpu_layers=min(wished.gpu_layers, 1),
+        batch=min(wished.batch, SMALL_BATCH),
     )
-    if fits >= _WORTH_NAMING:
-        return MemoryFitError(problem, f"a context of {fits} tokens fits: --ctx {fits}")
-    need, facts = case.need(replace(wished, context=context)), case.facts
-    bits = 8 * (free - need.compute_bytes - need.kv_bytes) / facts.parameters if facts.parameters else 0.0
-    if bits >= 2.5:
-        return MemoryFitError(
-            problem,
-            f"quantize it to a type of at most {bits:.1f} bits per weight; this file has {facts.bits_per_weight:.1f}",
-        )
-    return MemoryFitError(problem, "free some memory or choose a smaller model")
 
 
-def _shortage(case: Case, settings: Settings) -> str:
-    need = case.need(settings)
+def does_not_fit(case: Case, wished: Settings) -> MemoryFitError:
+    """The refusal when no rung fits: the numbers of the last one, and what would help."""
+    last = smallest(case, wished)
+    problem = _shortage(case, last, "at least ")
+    if last.context > CONTEXT_STEP and fittable(case, replace(wished, context=CONTEXT_STEP)):
+        return MemoryFitError(problem, f"a context of {CONTEXT_STEP} tokens fits: --ctx {CONTEXT_STEP}")
+    facts, need = case.facts, case.need(last)
+    kind = largest_type(facts, _free(case, last) - (need.total_bytes - facts.weight_bytes))
+    if kind is None:
+        return MemoryFitError(problem, "no type of it is small enough: free some memory or choose a smaller model")
+    return MemoryFitError(problem, f"quantize it to {kind}; this file has {facts.bits_per_weight:.1f} bits per weight")
+
+
+def _shortage(case: Case, settings: Settings, least: str = "") -> str:
+    need, room = case.need(settings), case.room
+    split = room.gpu is not None and not room.shared and 0 < settings.gpu_layers <= case.facts.layers
+    free = f"{size(room.main)} and {size(room.gpu or 0)} on the GPU" if split else size(_free(case, settings))
     return (
-        f"the model needs {size(need.total_bytes)} (weights {size(need.weights_bytes)}, KV cache {size(need.kv_bytes)} "
-        f"for {settings.context} tokens, compute buffers {size(need.compute_bytes)}) and {size(_free(case, settings))} are free"
+        f"the model needs {least}{size(need.total_bytes)} (weights {size(need.weights_bytes)}, KV cache {size(need.kv_bytes)} "
+        f"for {settings.context} tokens, compute buffers {size(need.compute_bytes)}) and {free} are free"
     )
 
 
@@ -252,5 +257,9 @@ def _free(case: Case, settings: Settings) -> int:
 
 
 def size(count: int) -> str:
-    """`637 MiB`, `11.2 GiB`: whole MiB below 10 GiB, where the sentences of the ladder compare them."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 10 << 30 else f"{max(0, count) / (1 << 20):.0f} MiB"
+    """`640 KiB`, `2.4 MiB`, `637 MiB`, `1670 MiB`, `11.2 GiB`: MiB up to 10 GiB, where the ladder's sentences compare them."""
+    if count < 1024:
+        return f"{max(0, count)} B"
+    unit, name = (1 << 30, "GiB") if count >= 10 << 30 else (1 << 20, "MiB") if count >= 1023.5 * 1024 else (1024, "KiB")
+    value = count / unit
+    return f"{value:.1f} {name}" if value < 9.95 or name == "GiB" else f"{value:.0f} {name}"

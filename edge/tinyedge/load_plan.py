@@ -44,10 +44,13 @@ class Request:
             (self.flash in FLASH_MODES, f"flash attention is auto, on or off, not {self.flash}"),
             (
                 self.flash != "off" or kv_type is None or not quantized(kv_type),
-                f"a {kv_type} KV cache needs flash attention, which is off",
+                f"a {kv_type} KV cache needs flash attention, which is off: leave out --flash-attn off or --kv {kv_type}",
             ),
             (scaling is None or scaling in ROPE_SCALINGS, f"RoPE scaling is linear or yarn, not {scaling}"),
-            (scale is None or scaling is not None, "a RoPE scale needs a kind of RoPE scaling: linear or yarn"),
+            (
+                scale is None or scaling is not None,
+                "a RoPE scale needs a kind of RoPE scaling: add --rope-scaling linear or yarn",
+            ),
             (scale is None or 1.0 <= scale <= MAX_ROPE_SCALE, f"the RoPE scale is from 1 to {MAX_ROPE_SCALE:g}, not {scale}"),
         )
         for holds, rule in rules:

@@ -39,9 +39,14 @@ class System:
     def reason(self, total_bytes: int) -> str:
         """The sentence that says how much is reserved and why."""
         return (
-            f"of {total_bytes / _GIB:.3g} GiB, {size(self.reserve(total_bytes) - PROGRAM_BYTES)} are left to {self.keeps} and "
+            f"of {_as_sold(total_bytes)}, {size(self.reserve(total_bytes) - PROGRAM_BYTES)} are left to {self.keeps} and "
             f"{size(PROGRAM_BYTES)} to tinyedge itself"
         )
+
+
+def _as_sold(total_bytes: int) -> str:
+    """`1 GiB`, `7.5 GiB`, `700 MiB`."""
+    return size(total_bytes) if total_bytes % (_GIB // 4) else f"{total_bytes / _GIB:g} GiB"
 
 
 # Estimates. A Raspberry Pi with 1 GB and no desktop has about 770 MiB free and one with 512 MB about 300: firmware and GPU take

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinyedge.errors import GrammarError
+
 _INT32_MAX = 2**31 - 1  # what the C functions take
 _MAX_WINDOW = 1 << 20  # tokens; llama.cpp allocates the whole window at once
 _MAX_BIAS = 1e6  # keeps sums of logits finite in float32
@@ -43,8 +45,10 @@ _NEGATIVE_MEANS_OFF = {"top_k", "repeat_last", "temperature"}  # llama.cpp takes
 class Sampling:
     """How the next token is chosen; llama.cpp's own defaults. Temperature 0 takes the likeliest token.
 
+    The `seed` is 0 unless given: the same prompt gives the same text every time; take another seed for another text.
     `logit_bias` adds to the logits of tokens, minus infinity forbids one. `repeat_last` and `dry_last` are windows in
-    tokens over prompt and answer. `grammar` is GBNF text that the answer follows. `samplers` is the order of the steps.
+    tokens over prompt and answer. `grammar` is GBNF text that the answer follows; `of_schema` makes one. `samplers` is the
+    order of the steps.
     Raises ValueError, one sentence, for a value that has no meaning.
     """
 
@@ -160,6 +164,22 @@ class Sampling:
         for token in self.logit_bias:
             if token >= size:
                 raise ValueError(f"there is a logit bias for token {token} and the model's tokens are 0 to {size - 1}")
+
+    @classmethod
+    def of_schema(cls, schema: str | Mapping[str, Any], **fields: Any) -> Sampling:
+        """A sampling whose texts are JSON that satisfies `schema`: JSON text, or what `json.loads` makes of it.
+
+        `fields` are those of Sampling. Raises GrammarError for what is no schema or no grammar can follow.
+        """
+        import json
+
+        from tinyedge.structured.json_schema import grammar_of_schema
+
+        try:
+            text = schema if isinstance(schema, str) else json.dumps(dict(schema))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise GrammarError(f"the schema cannot be written as JSON ({error})") from error
+        return cls(grammar=grammar_of_schema(text), **fields)
 
     @classmethod
     def defaults_of(cls, metadata: Mapping[str, object]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_gguf import tiny_parts, write
 
-from tinyedge.advice import EFFICIENCY, SHAPES, TINYLLAMA, advise, nearest_shape, scaled
+from tinyedge.advice import _BITS, EFFICIENCY, SHAPES, TINYLLAMA, Shape, advise, nearest_shape, scaled
 from tinyedge.ceiling import TokenBytes, bytes_per_token, kv_bytes_per_token, tokens_per_second_ceiling
-from tinyedge.cli.advise import describe_advice, parameter_count, subject
+from tinyedge.cli.advise import advice_lines, describe_advice, parameter_count, subject
 from tinyedge.gguf_file import read_gguf
 from tinyedge.memory import memory_needed
 from tinyedge.model_facts import ModelFacts, describe_model
@@ -169,6 +169,22 @@ def test_another_size_takes_the_nearest_shape_and_its_own_weights() -> None:
     assert half.bits_per_weight == pytest.approx(tinyllama("Q4_K_M").bits_per_weight)
     about = subject("2.5B")
     assert about.models[0].parameters == 2_500_000_000 and "Llama-3.2-3B" in about.title
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_the_bits_of_the_table_are_just_above_those_of_every_shape(shape: Shape) -> None:
+    uneven = shape.hidden % 256 != 0
+    for facts in subject(
+        f"{shape.parameters // 10**6}M" if shape.parameters < 10**9 else f"{shape.parameters / 1e9:.1f}B"
+    ).models:
+        assert facts.layers == shape.layers
+        assert 0.8 * _BITS[facts.file_type][uneven] < facts.bits_per_weight <= _BITS[facts.file_type][uneven]
+
+
+def test_the_advice_says_what_its_speeds_are_for() -> None:
+    about = subject(None)
+    head = advice_lines(describe_advice(about, advise(about.models, 8 * GIB, 30e9), 8 * GIB))[0]
+    assert head == "advice for     TinyLlama-1.1B (1.10 B parameters; 8.0 GiB free; speeds with 512 tokens in use)"
 
 
 def test_the_command_for_a_checkpoint_makes_and_runs_the_file(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_context_beyond_the_trained_one_is_said(tiny: ModelFacts) -> None:
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_numbers(tiny: ModelFacts) -> None:
-    with pytest.raises(MemoryFitError, match=r"needs \d+ MiB \(weights \d+ MiB, KV cache .* and 1 MiB are free"):
+    with pytest.raises(MemoryFitError, match=r"needs at least [\d.]+ MiB \(weights [\d.]+ [KM]iB, .* and 1\.0 MiB are free"):
         choose(tiny, Request(), machine(CPU, free=MIB))
 
 

@@ -17,6 +17,7 @@ from test_engine_library import lora
 from tiny_gguf import tiny_parts, write
 
 import tinyedge
+from tinyedge.chat.state_file import open_state_file
 from tinyedge_quantize.convert import convert
 
 TEMPLATE = (
@@ -64,7 +65,7 @@ def piped(model: Path, template: Path, tmp_path: Path) -> Callable[..., subproce
     def run(*arguments: str | Path, stdin: bytes, of: Path = model) -> subprocess.CompletedProcess[bytes]:
         command = [COMMAND, "chat", of, "--ctx", "256", "-n", "20", "--seed", "1", "--threads", "1", *arguments]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        command += [] if "--plain" in command else ["--template", template]
+        command += [] if {"--plain", "--template"} & set(command) else ["--template", template]
         command = [each for each in command if each != "--plain"]
         return subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False, env=environment)
 
@@ -97,7 +98,7 @@ def test_a_conversation_from_the_first_word_to_the_last(chat: Chat, tmp_path: Pa
         reused, read = re.search(r"prompt (\d+) tokens, (\d+) of them from the cache", statistics).groups()[::-1]
         assert int(read) - int(reused) < 60
         assert "2 turns" in statistics
-        assert "in all 3 answers, 60 tokens generated" in statistics
+        assert "\n3 answers so far, 60 tokens generated" in statistics
         terminal.say("/clear")
         terminal.expect("all is forgotten")
         terminal.say("/stats")
@@ -111,7 +112,7 @@ def test_a_conversation_from_the_first_word_to_the_last(chat: Chat, tmp_path: Pa
         terminal.say("//slash")
         answer(terminal)
         terminal.say("/help")
-        terminal.expect("Ctrl-C stops an answer")
+        assert "/system -" in terminal.expect("Ctrl-C stops an answer")
         terminal.say("/quit")
         assert terminal.leave() == 0
     messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
@@ -319,6 +320,80 @@ def test_a_session_is_kept_however_the_chat_ends(chat: Chat, tmp_path: Path, end
         assert prompt - reused < 50
 
 
+def test_a_power_cut_takes_no_answer_away(chat: Chat, tmp_path: Path) -> None:
+    session = tmp_path / "talk.session"
+    with chat("--session", session) as terminal:
+        terminal.say("Who is there?")
+        terminal.expect(REMARK)
+        terminal.say("And who else?")
+        terminal.expect(REMARK)
+        terminal.expect("> $")
+        terminal.process.kill()
+    assert session.stat().st_size < 10_000
+    assert session.stat().st_mode & 0o077 == 0
+    with chat("--session", session) as terminal:
+        terminal.expect("talk.session was saved as text only: the conversation is read again from its text")
+        terminal.say("Anybody?")
+        terminal.expect(REMARK)
+        terminal.say("/stats")
+        assert "; 3 turns;" in terminal.expect("seed 1\n")
+        terminal.say("/quit")
+        assert terminal.leave() == 0
+    assert session.stat().st_size > 10_000
+    with chat("--session", session) as terminal:
+        assert "read again" not in terminal.expect("going on with 3 turns of ")
+
+
+def test_a_session_that_cannot_be_written_is_one_note(chat: Chat, tmp_path: Path) -> None:
+    session = tmp_path / "talk.session"
+    with chat("--session", session) as terminal:
+        terminal.expect("> $")
+        session.write_text("mine", encoding="utf-8")
+        terminal.send("Hello\r")
+        terminal.expect("the session is not kept so far: .* is there already and is not a session file; ")
+        terminal.say("And?")
+        assert "not kept" not in terminal.expect(REMARK)
+        terminal.say("/quit")
+        assert terminal.leave() == 27
+    assert session.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_session_says_when_system_prompt_or_template_are_others_now(
+    piped: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
+) -> None:
+    session = ("--session", tmp_path / "talk.session")
+    other = tmp_path / "other.jinja"
+    other.write_text(TEMPLATE + "\n", encoding="utf-8")
+
+    def said(*arguments: str | Path) -> str:
+        done = piped(*session, *arguments, stdin=b"Hello\n")
+        assert done.returncode == 0
+        return done.stderr.decode()
+
+    assert "takes the place" not in said("--system", "Be brief.")
+    for arguments, replaced, rendered in (
+        (("--system", "Be brief."), 0, 0),
+        ((), 0, 0),
+        (("--system", "Be long."), 1, 0),
+        (("--template", other), 0, 1),
+        (("--template", other), 0, 0),
+        (("--plain",), 0, 1),
+    ):
+        told = said(*arguments)
+        assert told.count("--system takes the place of the session's system prompt") == replaced, arguments
+        assert told.count("was held with another chat template") == rendered, arguments
+
+
+def test_what_save_wrote_is_no_session_and_the_way_to_read_it_is_said(
+    piped: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
+) -> None:
+    saved = tmp_path / "talk.json"
+    saved.write_text('{"messages": [], "forgotten": 0}', encoding="utf-8")
+    done = piped("--session", saved, stdin=b"Hello\n")
+    assert done.returncode == 27
+    assert "is what /save wrote and not a session file; name another file, and /load this one" in done.stderr.decode()
+
+
 def test_a_session_of_another_model_is_refused(
     piped: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
 ) -> None:
@@ -342,6 +417,9 @@ def test_the_second_start_does_not_read_the_system_prompt(
     assert list((tmp_path / "cache" / "tinyedge" / "prompts").glob("*.kv"))
     one, other = json.loads(first.stdout), json.loads(second.stdout)
     assert one["text"] == other["text"]
+    assert one["reused_tokens"] == 0
+    assert one["prompt_tokens"] == other["prompt_tokens"]
+    assert one["ttft_s"] >= one["prompt_tokens"] / one["prompt_tokens_per_s"] * 0.99
     without = json.loads(piped("--system", LONG_SYSTEM, "--json", "--no-cache", stdin=b"Hello\n").stdout)
     assert without["reused_tokens"] == 0
     assert other["reused_tokens"] > 100
@@ -359,6 +437,48 @@ def test_every_line_of_a_pipe_is_a_message(piped: Callable[..., subprocess.Compl
     texts = [value["text"] for value in map(json.loads, piped("--json", stdin=b"Hello\nAnd?\n").stdout.splitlines())]
     assert plain.returncode == 0
     assert plain.stdout.decode() == "\n".join(text if text.endswith("\n") else text + "\n" for text in texts)
+
+
+def test_an_object_on_a_line_is_a_message_of_several_lines(
+    piped: Callable[..., subprocess.CompletedProcess[bytes]], model: Path, tmp_path: Path
+) -> None:
+    session = tmp_path / "talk.session"
+    lines = [
+        json.dumps({"content": "one\ntwo"}),
+        json.dumps({"role": "user", "content": "three"}),
+        '{"no": "content"}',
+        "{not json",
+        '{"content": 5}',
+        '{"role": "system", "content": "x"}',
+        '{"content": "\\ud800"}',
+    ]
+    done = piped("--json", "--session", session, stdin="\n".join(lines).encode())
+    values = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [value.get("exit_code") for value in values] == [None] * 4 + [15] * 3
+    assert "line 5 is an object, but not a message of the user" in values[4]["error"]
+    for value in values:
+        assert (value["model"], value["threads"], value["context"]) == (str(model), 1, 256)
+    assert [value.get("seed") for value in values] == [1, 2, 3, 4, None, None, None]
+    with open_state_file(session) as file:
+        users = [each["content"] for each in file.text["messages"] if each["role"] == "user"]
+    assert users == ["one\ntwo", "three", '{"no": "content"}', "{not json"]
+
+
+def test_the_help_tells_scripts_what_to_use() -> None:
+    done = subprocess.run([COMMAND, "chat", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    text = " ".join(done.stdout.split())
+    assert "scripts should use --json: one object for each message, with `text`, or with `error` and `exit_code`" in text
+    assert 'There a line {"content": "TEXT"} is a message too' in text
+
+
+def test_without_json_an_object_is_text_and_quiet_says_nothing(
+    piped: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
+) -> None:
+    session = tmp_path / "talk.session"
+    done = piped("--quiet", "--session", session, stdin=b'{"content": "x"}\n')
+    assert (done.returncode, done.stderr) == (0, b"")
+    with open_state_file(session) as file:
+        assert file.text["messages"][0]["content"] == '{"content": "x"}'
 
 
 def test_a_line_of_megabytes_is_refused_and_the_next_is_answered(

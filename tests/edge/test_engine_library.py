@@ -20,7 +20,7 @@ import pytest
 from tiny_gguf import CONTEXT, F32, HIDDEN, Parts, Tensor, tiny_parts, write
 
 import tinyedge
-from tinyedge import Engine, LoadPlan, Message, Request, Sampling
+from tinyedge import ChatTemplate, Engine, LoadPlan, Message, Request, Sampling
 from tinyedge.backends import choose, this_machine
 from tinyedge.errors import AdapterError, EngineBusyError, NativeError, PromptError, TemplateError
 from tinyedge.gguf_file import read_gguf
@@ -347,6 +347,25 @@ def test_chat_without_a_template_says_so(tmp_path: Path, plan: LoadPlan) -> None
         pytest.raises(TemplateError, match="no chat template"),
     ):
         engine.chat([{"role": "user", "content": "abc"}])
+
+
+def test_chat_takes_a_template_in_place_of_the_models(tmp_path: Path, plan: LoadPlan) -> None:
+    parts = tiny_parts()
+    parts.drop("tokenizer.chat_template")
+    path, source = write(tmp_path / "bare.gguf", parts), tmp_path / "given.jinja"
+    source.write_text("{% for each in messages %}{{ each.content }}b{% endfor %}")
+    said = [{"role": "user", "content": "ac"}]
+    with Engine.open(path, plan) as engine, ChatTemplate.from_file(source, read_gguf(path)) as template:
+        assert engine.chat_tokens(said, template) == engine.tokenize("acb")
+        text = "".join(chunk.text for chunk in engine.chat(said, GREEDY, 8, template=template))
+        assert text == engine.complete("acb", GREEDY, 8).text
+
+
+def test_special_texts_of_strangers_stay_text(engine: Engine) -> None:
+    assert engine.tokenize("</s>", add_special=False) == [2]
+    plain = engine.tokenize("</s>", add_special=False, parse_special=False)
+    assert b"".join(map(engine.model.piece, plain)).strip() == b"</s>"
+    assert 2 not in plain
 
 
 @pytest.mark.parametrize("tokens", [[], [1, 312], [1, -1], [1] * CONTEXT])

@@ -9,7 +9,7 @@ import pytest
 from tiny_gguf import tiny_parts, write
 
 from tinyedge.errors import MemoryFitError
-from tinyedge.fitting import KV_TYPES, Case, Room, Settings, blocks_divide, fit, fittable, quantized
+from tinyedge.fitting import KV_TYPES, Case, Room, Settings, blocks_divide, fit, fittable, quantized, size, smallest
 from tinyedge.gguf_file import read_gguf
 from tinyedge.memory import memory_needed
 from tinyedge.model_facts import ModelFacts, describe_model
@@ -77,7 +77,7 @@ def test_the_third_is_a_q8_0_cache_with_as_long_a_context_as_it_allows(tinyllama
     free = need(tinyllama, 512, batch=128) - 1
     found = fit(case(tinyllama, free), WISHED)
     assert found.settings == replace(WISHED, context=768, kv_type="Q8_0", batch=128)
-    told = ("context 2048 -> 768 tokens: 28 MiB of KV cache saved", "KV cache F16 -> Q8_0: 8 MiB saved")
+    told = ("context 2048 -> 768 tokens: 28 MiB of KV cache saved", "KV cache F16 -> Q8_0: 7.7 MiB saved")
     assert found.steps == (SMALLER_BATCH, *told)
     assert need(tinyllama, 768, "Q8_0", 128) <= free < need(tinyllama, 1024, "Q8_0", 128)
 
@@ -141,12 +141,68 @@ def test_strict_names_every_option_that_would_make_it_fit(tinyllama: ModelFacts)
 
 
 def test_nothing_that_fits_is_refused_with_the_numbers_and_what_would_help(tinyllama: ModelFacts) -> None:
-    with pytest.raises(MemoryFitError, match=r"weights 636 MiB, KV cache 11 MiB for 512 tokens.* 600 MiB are free") as caught:
+    with pytest.raises(MemoryFitError, match=r"weights 636 MiB, KV cache 5\.8 MiB for 512 tokens.* 600 MiB are free") as caught:
         fit(case(tinyllama, 600 * MIB), WISHED)
-    assert "at most 4.0 bits per weight; this file has 4.9" in caught.value.remedy
+    assert caught.value.remedy == "quantize it to Q3_K_M; this file has 4.9 bits per weight"
     with pytest.raises(MemoryFitError) as caught:
-        fit(case(tinyllama, 100 * MIB), WISHED)
-    assert caught.value.remedy == "free some memory or choose a smaller model"
+        fit(case(tinyllama, 406 * MIB), WISHED)
+    assert caught.value.remedy == "no type of it is small enough: free some memory or choose a smaller model"
+
+
+def test_the_need_that_is_told_is_the_least_that_the_ladder_could_make_of_it(tinyllama: ModelFacts) -> None:
+    least = need(tinyllama, 512, "Q8_0", 128)
+    room = case(tinyllama, least - 1)
+    assert smallest(room, WISHED) == Settings(context=512, kv_type="Q8_0", gpu_layers=0, batch=128)
+    assert fittable(case(tinyllama, least), WISHED)
+    with pytest.raises(MemoryFitError) as caught:
+        fit(replace(room, facts=replace(tinyllama, file_type="Q2_K")), WISHED)
+    assert caught.value.remedy == "a context of 256 tokens fits: --ctx 256"
+    assert caught.value.problem.startswith(f"the model needs at least {round(least / MIB)} MiB (")
+    assert fit(room, replace(WISHED, context=256)).settings.context == 256
+
+
+def test_what_no_gpu_helps_with_is_told_with_both_memories(tinyllama: ModelFacts) -> None:
+    with pytest.raises(MemoryFitError, match=r"and 100 MiB and 400 MiB on the GPU are free"):
+        fit(case(tinyllama, 100 * MIB, 400 * MIB), ON_GPU)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"])
+@pytest.mark.parametrize("shape", ["SmolLM2-360M", "Qwen2.5-0.5B", "TinyLlama-1.1B", "Llama-3.2-3B"])
+def test_the_type_that_is_advised_is_smaller_and_fits(shape: str, kind: str) -> None:
+    from tinyedge.advice import ADVISED_TYPES, SHAPES
+    from tinyedge_quantize.recipes import RECIPES, ModelShape, choose_types
+
+    form = next(each for each in SHAPES if each.name == shape)
+    model = ModelShape(layers=form.layers, heads=form.heads, kv_heads=form.kv_heads)
+    files = {each: form.facts(each, choose_types(RECIPES[each], form.tensors, model)) for each in ADVISED_TYPES}
+    advised = set()
+    for main in range(50 * MIB, 4 * GIB, 23 * MIB):
+        room = replace(case(files[kind], main), repacked=())
+        try:
+            fit(room, WISHED)
+        except MemoryFitError as error:
+            named = error.remedy.partition("quantize it to ")[2].partition(";")[0]
+            if named:
+                advised.add(named)
+                assert fittable(replace(room, facts=files[named]), WISHED)
+                assert files[named].weight_bytes < files[kind].weight_bytes
+    assert not advised if kind == "Q2_K" else advised or form.hidden % 256  # there types of few bits save next to nothing
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (640 << 10, "640 KiB"),
+        (2_516_582, "2.4 MiB"),
+        (637 * MIB, "637 MiB"),
+        (1670 * MIB, "1670 MiB"),
+        (12 * GIB, "12.0 GiB"),
+        (-1, "0 B"),
+    ],
+)
+def test_sizes_are_told_finely_where_they_are_small_and_comparably_where_not(count: int, text: str) -> None:
+    assert size(count) == text
 
 
 @pytest.mark.parametrize("main", range(640, 760, 7))

@@ -26,7 +26,7 @@ from tinyedge.hub import session
 from tinyedge.hub.cache import hub_folder, partials
 from tinyedge.hub.download import check_disk, fetch
 from tinyedge.hub.pull import Wanted, find_on_hub, named, read_header_of
-from tinyedge.hub.session import Hub
+from tinyedge.hub.session import PACKAGES, Hub
 
 REPO = "org/Tiny-GGUF"
 FILE = "tiny-Q4_K_M.gguf"
@@ -564,7 +564,24 @@ def test_without_huggingface_hub_it_says_what_to_install(tinyedge: Any, monkeypa
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _out, err = tinyedge("pull", REPO)
     assert code == 28
-    assert err == 'error: huggingface_hub is not installed, which downloads need; pip install "tinyedge-llm[hub]"\n'
+    remedy = 'pip install "huggingface_hub>=1.0,<3" "filelock>=3.12"'
+    assert err == f"error: huggingface_hub is not installed, which downloads need; {remedy}\n"
+    monkeypatch.delitem(sys.modules, "huggingface_hub")
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    assert tinyedge("pull", REPO)[::2] == (28, f"error: filelock is not installed, which downloads need; {remedy}\n")
+
+
+def test_what_it_says_to_install_is_what_the_project_asks_for() -> None:
+    pyproject = (Path(__file__).parent.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^hub = (\[.*\])$", pyproject, re.MULTILINE)
+    assert listed is not None
+    assert sorted(package.replace("_", "-") for package in PACKAGES) == sorted(json.loads(listed[1]))
+
+
+def test_a_name_that_cannot_be_on_the_hub_is_no_failed_download(server: HubServer, tinyedge: Any) -> None:
+    code, _out, err = tinyedge("pull", "tinylama")
+    assert (code, server.requests) == (16, [])
+    assert "nor a short name; try tinyllama" in err
 
 
 def test_help_imports_nothing_of_the_hub() -> None:

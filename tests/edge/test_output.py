@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tracemalloc
 
 import pytest
+from typer.testing import CliRunner
 
 from tinyedge.cli.app import _explain
 from tinyedge.cli.output import format_bytes, format_count, format_seconds, late_progress, print_json, printable, status
@@ -80,3 +82,15 @@ def test_what_the_system_refuses_is_one_sentence(
     shown = capsys.readouterr().err
     assert sentence in shown
     assert shown.count("\n") == 1
+
+
+def test_help_says_each_command_in_one_line_and_each_value_in_a_word() -> None:
+    from tinyedge.cli.app import app
+
+    top = CliRunner().invoke(app, ["--help"]).output
+    listed = [line.split() for line in top.partition("Commands:\n")[2].splitlines()]
+    assert len(listed) == len(app.registered_commands) + len(app.registered_groups)
+    assert not any(words[-1].endswith("...") for words in listed)
+    for name, *_ in listed:
+        page = CliRunner().invoke(app, [name, "--help"]).output
+        assert not re.search(r"<(int|float|str)|2147483647", page), name

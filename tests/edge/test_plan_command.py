@@ -35,6 +35,14 @@ def facts(model: Path) -> ModelFacts:
     return describe_model(read_gguf(model))
 
 
+@pytest.fixture(scope="module")
+def tinyllama() -> ModelFacts:
+    """TinyLlama-1.1B as Q4_K_M."""
+    from tinyedge.cli.advise import subject
+
+    return next(each for each in subject(None).models if each.file_type == "Q4_K_M")
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, "plan", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
 
@@ -77,6 +85,67 @@ def test_a_board_is_planned_in_every_size_it_is_sold_in(model: Path) -> None:
     assert report["plan"]["threads"] == 4
     assert report["speed"]["tokens_per_s"] is None
     assert "so small" in report["speed"]["basis"]
+    assert [(row["batch"], row["tokens_per_s"]) for row in report["sizes"]] == [(512, None)] * 4
+
+
+def test_each_size_has_its_steps_and_speed_and_the_rest_is_for_the_one_that_is_named(tinyllama: ModelFacts) -> None:
+    from tinyedge.backends import Request
+    from tinyedge.cli.plan import _answer, _places, _smallest_that_serves
+    from tinyedge.cli.plan_lines import report_lines
+    from tinyedge.cli.plan_report import PlannedModel, report
+
+    model = PlannedModel(argument="tl.gguf", facts=tinyllama)
+    answers = [_answer(model, Request(), place) for place in _places("rpi4", None)]
+    lines = report_lines(report(model, Request(), _smallest_that_serves(answers), answers), 100)
+    assert lines[-6:] == [
+        "by memory:",
+        "   1.0 GiB  context 2048, KV F16, batch 128, 3.4 to 7.1 tokens/s",
+        *(f"   {gib}.0 GiB  context 2048, KV F16, batch 512, 3.4 to 7.1 tokens/s" for gib in (2, 4, 8)),
+        "the figures above are for 2.0 GiB; --ram picks another",
+    ]
+
+
+def test_a_refusal_shows_the_numbers_it_speaks_of(tinyllama: ModelFacts) -> None:
+    from tinyedge.backends import Request
+    from tinyedge.cli.plan import _answer, _places
+    from tinyedge.cli.plan_lines import report_lines
+    from tinyedge.cli.plan_report import PlannedModel, report
+
+    model = PlannedModel(argument="tl.gguf", facts=tinyllama)
+    answer = _answer(model, Request(), _places(None, "700M")[0])
+    told = report(model, Request(), answer, [answer])
+    lines = report_lines(told, 100)
+    assert "the model needs at least 665 MiB" in told["problem"]
+    assert "take more memory or choose a smaller model" in told["problem"]
+    assert "memory at a context of 512 tokens and a batch of 128:" in lines
+    assert "  together          665 MiB" in lines
+    strict = Request(strict=True)
+    answer = _answer(model, strict, _places("rpi3", None)[0])
+    assert report(model, strict, answer, [answer])["memory"]["batch"] == 512
+
+
+def test_small_figures_are_told_as_inspect_tells_them() -> None:
+    shown = run("demo").stdout
+    assert re.search(r"weights +2\.4 MiB\n  KV cache, F16 +640 KiB\n", shown)
+
+
+def test_what_was_tuned_here_is_planned_as_run_will_take_it(
+    model: Path, facts: ModelFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyedge.tuned import keep
+    from tinyedge.tuning import Setting
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    found = Setting(
+        threads=1, batch_threads=1, affinity=(), batch=64, flash="off", kv_type="F16", mmap=False, mlock=False
+    )  # fmt: skip
+    keep(facts, found, {"generation": 1.2})
+    report = planned(model)
+    plan = report["plan"]
+    assert (plan["threads"], plan["batch"], plan["flash"], plan["mmap"]) == (1, 64, "off", False)
+    assert "tuned" in plan["reason"]
+    assert "--flash-attn" not in report["commands"][0] and "--no-mmap" not in report["commands"][0]
+    assert "tuned" not in planned(model, "--board", "rpi4")["plan"]["reason"]
 
 
 def test_the_expected_speed_is_a_share_of_the_board_s_bandwidth(facts: ModelFacts) -> None:

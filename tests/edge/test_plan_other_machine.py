@@ -65,6 +65,8 @@ def test_the_reserve_is_said_with_its_reason() -> None:
     assert SYSTEMS["board"].reason(GIB) == (
         "of 1 GiB, 254 MiB are left to firmware, kernel and a system without a desktop and 60 MiB to tinyedge itself"
     )
+    assert SYSTEMS["board"].reason(700 * MIB).startswith("of 700 MiB, 234 MiB are left")
+    assert SYSTEMS["board"].reason(15 * GIB // 2).startswith("of 7.5 GiB, ")
 
 
 def test_a_mac_has_a_gpu_with_two_thirds_of_its_memory_at_most() -> None:

@@ -121,8 +121,22 @@ def test_the_rest_behind_a_stored_beginning_is_read(engine: Engine, cache: Promp
     cache.keep(engine, SYSTEM[:66])
     engine.forget()
     assert cache.load(engine, SYSTEM) == 66
+    assert cache.computed.tokens == len(SYSTEM) - 66
+    assert cache.computed.seconds > 0
+    assert cache.load(engine, SYSTEM) == 0
+    assert cache.computed.tokens == 0
     assert engine.cached == SYSTEM
     assert len(entries(cache)) == 1  # a few tokens more do not pay
+
+
+def test_what_was_read_before_an_interruption_counts_as_read(engine: Engine, cache: PromptCache) -> None:
+    def interrupt(done: int, _whole: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.load(engine, SYSTEM, interrupt)
+    assert cache.computed.tokens == len(engine.cached)
 
 
 def test_short_prompts_are_kept_only_where_they_are_slow(engine: Engine, cache: PromptCache) -> None:

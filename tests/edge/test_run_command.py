@@ -141,7 +141,10 @@ def test_without_a_prompt_a_terminal_gets_told_how(model: Path) -> None:
         (["-p", "a", "--seed", "9" * 400], 2, "the seed must be from 0 to 4294967294, not 999999"),
         (["-p", "a", "--top-k", "2147483648"], 2, "at most 2147483647"),
         (["-p", "a", "--ctx", "9" * 400], 2, "--ctx"),
-        (["-p", "a", "--ctx", "2000000000", "--strict"], 13, "are free; a context of 128 tokens fits: --ctx 128"),
+        (["-p", "a", "--ctx", "1"], 2, "'--ctx': it must be from 2 to 2147483647"),
+        (["-p", "a", "--flash-attn", "off", "--kv", "q8_0"], 2, "leave out --flash-attn off or --kv Q8_0"),
+        (["-p", "a", "--rope-scale", "2"], 2, "add --rope-scaling linear or yarn"),
+        (["-p", "a", "--ctx", "2000000000", "--strict"], 13, "are free; this fits: --ctx 128"),
         (["-f", "absent.txt"], 15, "absent.txt cannot be read"),
     ],
 )
@@ -234,6 +237,10 @@ def test_files_that_are_no_models_are_refused(model: Path, tmp_path: Path) -> No
     refused(run(truncated, "-p", "a"), 11, "is truncated")
     refused(run(other, "-p", "a"), 5, "clip")
     refused(run(tmp_path / "absent.gguf", "-p", "a"), 16, "does not exist")
+    (tmp_path / "README.md").write_text("# A model\n")
+    readme = run(tmp_path / "README.md", "-p", "a")
+    refused(readme, 3, "README.md is neither safetensors nor a torch.save file")
+    assert b"quantizing" not in readme.stderr
     (tmp_path / "folder").mkdir()
     assert run(tmp_path / "folder", "-p", "a").returncode == 3
 

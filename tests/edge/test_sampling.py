@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from tinyedge.cli.load_options import LoadOptions
 from tinyedge.cli.option_groups import with_option_groups
 from tinyedge.cli.sampling_options import SamplingOptions, sampling_of
 from tinyedge.errors import GrammarError
+from tinyedge.fitting import KV_TYPES
 from tinyedge.sampling import SAMPLERS, Sampling
+from tinyedge.structured.json_schema import grammar_of_schema
 
 
 @pytest.mark.parametrize(
@@ -224,6 +228,28 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, option: str, content
     for name in (str(path), str(tmp_path)) if content is None else (str(path),):
         with pytest.raises(GrammarError, match=sentence):
             sampling_of(SamplingOptions(**{option: name}))
+
+
+def test_a_schema_is_a_text_or_a_value() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    sampling = Sampling.of_schema(schema, temperature=0.0)
+    assert sampling == Sampling(grammar=grammar_of_schema(json.dumps(schema)), temperature=0.0)
+    assert sampling == Sampling.of_schema(json.dumps(schema), temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"const": {1, 2}}, {"const": math.nan}, {"type": "nothing"}, "{", "[]"],
+    ids=["set", "nan", "type", "text", "list"],
+)
+def test_what_is_no_schema_is_refused(schema: Any) -> None:
+    with pytest.raises(GrammarError):
+        Sampling.of_schema(schema)
+
+
+def test_the_help_names_every_kv_type() -> None:
+    kv = get_type_hints(LoadOptions, include_extras=True)["kv"].__metadata__[0]
+    assert set(kv.help.removeprefix("KV cache: ").rstrip(".").upper().split(", ")) == set(KV_TYPES)
 
 
 def test_the_order_is_that_of_llama_cpp() -> None:

@@ -392,6 +392,14 @@ def test_what_is_no_session_file_is_refused(tmp_path: Path, engine: Engine) -> N
         assert caught.value.exit_code == 27
 
 
+def test_a_session_without_its_state_is_small_and_read_again(saved: Path, engine: Engine) -> None:
+    assert save_session(saved, engine, TALK, with_state=False) is None
+    assert saved.stat().st_size < 2000
+    session = load_session(saved, engine)
+    assert (session.restored, session.conversation) == (False, TALK)
+    assert session.note == "talk.session was saved as text only: the conversation is read again from its text"
+
+
 def test_saving_overwrites_sessions_and_nothing_else(saved: Path, tmp_path: Path, engine: Engine) -> None:
     other = {"messages": []}
     save_session(saved, engine, other)

@@ -13,8 +13,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tinyedge.advice import SHAPES
 from tinyedge.cli.boards import boards as boards_command
+from tinyedge.cli.plan import _answer, _places
+from tinyedge.cli.plan_report import PlannedModel
 from tinyedge.errors import BoardError
+from tinyedge.load_plan import LoadPlan, Request
+from tinyedge_quantize.recipes import RECIPES, ModelShape, choose_types
 from tinyedge_targets.boards import Board, boards, emulated_cpu, find_board, find_boards, read_catalogue
 
 app = typer.Typer()
@@ -47,9 +52,6 @@ SCORED = {
     "sve2": (5, {"sve2"}),
     "sme": (6, {"sme"}),
 }
-# Files of TinyLlama-1.1B as `tinyedge quantize --dry-run` sizes them.
-TINYLLAMA_BYTES = {"Q3_K_M": 548_403_936, "Q4_K_M": 667_814_624, "Q8_0": 1_169_808_096}
-MIB = 1 << 20
 
 
 def run(*arguments: str, columns: int = 120) -> str:
@@ -87,7 +89,11 @@ def test_a_32_bit_row_differs_from_its_board_in_what_32_bits_change() -> None:
 def test_what_does_not_fit_is_said_plainly() -> None:
     zero = find_board("zero 2 w")
     assert zero.model == "SmolLM2-135M" and "TinyLlama-1.1B fits in no type" in zero.note
-    assert find_board("rpi3").quantization == "Q3_K_M"
+    assert all(_planned("zero 2 w", "512M", "TinyLlama-1.1B", kind) is None for kind in ("Q4_K_M", "Q2_K"))
+    three = find_board("rpi3")
+    assert (three.quantization, three.context) == ("Q4_K_M", 2048)
+    plan = _planned("rpi3", "1G", "TinyLlama-1.1B", "Q4_K_M")
+    assert plan is not None and (plan.context, plan.batch) == (2048, 128) and "batch of 128 tokens" in three.note
 
 
 def test_the_jetsons_say_how_to_get_a_python_and_cuda() -> None:
@@ -116,14 +122,20 @@ def test_the_bandwidth_is_what_its_source_makes_it(board: Board) -> None:
 
 @pytest.mark.parametrize("board", each_board())
 def test_what_is_suggested_fits_in_memory(board: Board) -> None:
-    if not board.ram or board.model != "TinyLlama-1.1B":
+    """In every memory it is sold with, by what `tinyedge plan` computes for it."""
+    if board.triple == "native":
         return
-    sizes = [int(size[:-1]) * (1024 if size.endswith("G") else 1) for size in board.ram]
-    smallest = min([size for size in sizes if size >= 2048] or sizes)
-    cache = board.context * 22 * 2 * 4 * 64 * 2  # layers, K and V, heads, their width, bytes of F16
-    need = TINYLLAMA_BYTES[board.quantization] + cache + (66 + 60) * MIB  # to compute, and Python
-    assert need <= 0.75 * smallest * MIB
-    assert board.context <= 2048
+    for size in board.ram:
+        plan = _planned(board.name, size, board.model, board.quantization)
+        assert plan is not None and plan.context == board.context and plan.kv_type == "F16"
+        assert plan.batch == 512 or "with a batch of 128 tokens" in board.note
+
+
+def _planned(board: str, ram: str, model: str, kind: str) -> LoadPlan | None:
+    shape = next(shape for shape in SHAPES if shape.name == model)
+    types = choose_types(RECIPES[kind], shape.tensors, ModelShape(shape.layers, shape.heads, shape.kv_heads))
+    wanted = PlannedModel(argument="", facts=shape.facts(kind, types))
+    return _answer(wanted, Request(context=find_board(board).context), *_places(board, ram)).plan
 
 
 @pytest.mark.parametrize("board", each_board())
@@ -334,7 +346,7 @@ def test_one_board_is_shown_with_its_sources_and_its_command() -> None:
         "STREAM measured 5.6 (sci-pi.org.uk)",
         "run         TinyLlama-1.1B as Q4_K_M with a context of 2048",
         "proven on   qemu's cortex-a72 (variant armv8.0_1)",
-        "note        With 1 GB: Q3_K_M at a context of 1024.",
+        "note        With 1 GB it fits with a batch of 128 tokens",
         "wheel       tinyedge wheel --board rpi4",
     ):
         assert expected in output

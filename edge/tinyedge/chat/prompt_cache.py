@@ -56,6 +56,14 @@ class _Entry:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """How many tokens were read, and in how many seconds."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class PromptCache:
     """The KV states of system prompts in a folder, the least recently used ones deleted beyond `limit_bytes`.
 
@@ -73,18 +81,24 @@ class PromptCache:
         self.folder = folder if place is None else place / "prompts"
         self._limit = limit_bytes
         self._note = on_note
+        self.computed = Computed()
 
     def load(self, engine: Engine, tokens: Sequence[int], progress: Progress | None = None) -> int:
         """Brings the engine's KV cache to begin with `tokens`: from disk what is there, computed and kept what is not.
 
-        Gives how many came from disk. Raises what `Engine.read` raises.
+        Gives how many came from disk; `computed` is then what the others took, also where that was interrupted. Raises what
+        `Engine.read` raises.
         """
+        self.computed = Computed()
         restored = self.restore(engine, tokens)
         held = common_length(engine.cached, tokens)
         if held < len(tokens):
             started = perf_counter()
-            engine.read(tokens, progress)
-            seconds = perf_counter() - started
+            try:
+                engine.read(tokens, progress)
+            finally:
+                seconds = perf_counter() - started
+                self.computed = Computed(max(0, common_length(engine.cached, tokens) - held), seconds)
             if _pays(len(tokens) - held, seconds):
                 self.keep(engine, tokens, seconds)
         return restored

@@ -45,24 +45,28 @@ class LoadedSession:
 
 
 def save_session(
-    path: str | os.PathLike[str], engine: Engine, conversation: Mapping[str, Any], *, sampling: Sampling | None = None
+    path: str | os.PathLike[str],
+    engine: Engine,
+    conversation: Mapping[str, Any],
+    *,
+    sampling: Sampling | None = None,
+    with_state: bool = True,
 ) -> str | None:
     """Writes the conversation, which is anything JSON has, and the KV state of `engine` to a file that only this user may read.
 
-    Gives a sentence when the state could not be kept, which costs nothing but time. Raises SessionError when something else
-    than a session is at `path`, OutputError and DiskSpaceError when it cannot be written; what was there is there still then.
+    Without the state, where `with_state` is false, the file is small and soon written, and what it holds is read again when it
+    is loaded. Gives a sentence when a wanted state could not be kept, which costs nothing but time. Raises SessionError when
+    something else than a session is at `path`, OutputError and DiskSpaceError when it cannot be written; what was there is
+    there still then.
     """
     path = Path(os.path.realpath(path))
     _check_replaceable(path)
     header: dict[str, Any] = {"tinyedge": __version__, "identity": identity_of(engine).to_json()}
     if sampling is not None:
         header["sampling"] = _sampling_json(sampling)
-    key, note = state_key(), None
-    if key is None:
-        note = f"there is no safe place for the key that KV states are sealed with: {_NO_STATE}"
-    elif not may_take_state(engine):
-        note = f"there is not memory enough for a copy of the KV state: {_NO_STATE}"
-    state = engine.state() if engine.cached and note is None else None
+    key = state_key()
+    note = _why_no_state(engine, key) if with_state else None
+    state = engine.state() if with_state and engine.cached and note is None else None
     try:
         write_state_file(path, header=header, tokens=engine.cached, text=conversation, state=state, key=key)
     except ValueError:
@@ -100,6 +104,15 @@ def load_session(path: str | os.PathLike[str], engine: Engine) -> LoadedSession:
             note=note,
             sampling=_sampling_in(file.header.get("sampling")),
         )
+
+
+def _why_no_state(engine: Engine, key: bytes | None) -> str | None:
+    """Why the KV state cannot be kept, in a sentence; None where it can."""
+    if key is None:
+        return f"there is no safe place for the key that KV states are sealed with: {_NO_STATE}"
+    if not may_take_state(engine):
+        return f"there is not memory enough for a copy of the KV state: {_NO_STATE}"
+    return None
 
 
 def _check_replaceable(path: Path) -> None:

@@ -137,7 +137,7 @@ def advice_lines(told: dict[str, Any]) -> list[str]:
     """The advice for a person."""
     head = f"{'type':<{LABEL_WIDTH}} {'bits':>5} {'memory':>9} {'context':>8} {'ceiling t/s':>12} {'expected t/s':>14}"
     size = format_count(told["parameters"])
-    free = f"{format_bytes(told['free_bytes'])} free, {told['depth']} tokens in the context"
+    free = f"{format_bytes(told['free_bytes'])} free; speeds with {told['depth']} tokens in use"
     lines = [f"{'advice for':<{LABEL_WIDTH}} {printable(told['model'], 80)} ({size} parameters; {free})", head]
     lines += [_row(row, row["type"] == told["type"]) for row in told["types"]]
     take = f"{told['type']}: {told['reason']}" if told["type"] else told["reason"]

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tinyedge.cli import bench, boards, chat, demo, devices, hub, inspect, output, plan, quantize, run, signals, tune, wheel
+from tinyedge.cli.option_groups import with_metavars
 from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import OutputError, TinyEdgeError
 
@@ -42,20 +43,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="From a PyTorch checkpoint to tokens per second on a small device. Try: tinyedge demo",
 )
-app.command("quantize")(quantize.quantize)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("tune")(tune.tune)
-app.command("demo")(demo.demo)
-app.command("inspect")(inspect.inspect)
-app.command("bench")(bench.bench)
-app.command("devices")(devices.devices)
-app.command("plan")(plan.plan)
-app.command("pull")(hub.pull)
-app.command("ls")(hub.ls)
-app.command("rm")(hub.rm)
-app.command("boards")(boards.boards)
-app.add_typer(wheel.app, name="wheel")
+for _name, _command, _summary in (
+    ("quantize", quantize.quantize, "Turn a PyTorch checkpoint into a quantized GGUF file."),
+    ("run", run.run, "Generate text with a model."),
+    ("chat", chat.chat, "Hold a conversation with a model."),
+    ("tune", tune.tune, "Measure which settings are fastest here; keep them."),
+    ("demo", demo.demo, "Quantize and run the small model that comes along."),
+    ("inspect", inspect.inspect, "Show what is in a model and the memory it needs."),
+    ("bench", bench.bench, "Measure tokens per second as llama-bench does."),
+    ("devices", devices.devices, "Show this machine and what llama.cpp uses of it."),
+    ("plan", plan.plan, "Say whether a model fits a machine, and how fast it is."),
+    ("pull", hub.pull, "Download a model from the Hugging Face hub."),
+    ("ls", hub.ls, "List the models on this machine."),
+    ("rm", hub.rm, "Delete a model that was downloaded or cached."),
+    ("boards", boards.boards, "List the boards that `tinyedge wheel` builds for."),
+):
+    app.command(_name, short_help=_summary)(with_metavars(_command))
+app.add_typer(wheel.app, name="wheel", short_help="Build a llama-cpp-python wheel for a board.")
 
 
 def _print_version(wanted: bool) -> None:

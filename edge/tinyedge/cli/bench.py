@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinyedge.cli.option_groups import within
 from tinyedge.cli.output import (
     MAX_TOKENS,
     format_bytes,
@@ -37,9 +38,11 @@ Examples:
 
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint folder or file, or `demo`.")],
-    prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, max=MAX_TOKENS, help="Prompt tokens; 0 leaves it out.")] = 512,
+    prompt: Annotated[
+        int, typer.Option("-p", "--prompt", callback=within(0, MAX_TOKENS), help="Prompt tokens; 0 leaves it out.")
+    ] = 512,
     generate: Annotated[
-        int, typer.Option("-n", "--generate", min=0, max=MAX_TOKENS, help="Generated tokens; 0 leaves it out.")
+        int, typer.Option("-n", "--generate", callback=within(0, MAX_TOKENS), help="Generated tokens; 0 leaves it out.")
     ] = 128,
     runs: Annotated[int, typer.Option("-r", "--runs", min=1, max=100_000, help="Timed runs of each test.")] = 5,
     threads: Annotated[

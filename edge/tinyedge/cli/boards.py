@@ -77,7 +77,7 @@ def table_lines(rows: tuple[Board, ...], columns: int) -> list[str]:
     for system, group in groups.items():
         lines += ["", f"{system}:", *group]
     smaller = ", ".join(dict.fromkeys(row.model for row in rows if row.model != _COMMON_MODEL))
-    lines += ["", f"run: type and context for {_COMMON_MODEL} (* {smaller}) on the smallest memory from 2 GB up"]
+    lines += ["", f"run: type and context for {_COMMON_MODEL} (* {smaller}) on the smallest memory sold"]
     return [*lines, "One board with its sources: tinyedge boards NAME. Its wheel: tinyedge wheel --board NAME"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,14 +16,13 @@ import typer
 
 from tinyedge.cli.load_options import LoadOptions
 from tinyedge.cli.option_groups import with_option_groups
-from tinyedge.cli.output import printable, status
+from tinyedge.cli.output import status
 from tinyedge.cli.sampling_options import SamplingOptions
-from tinyedge.cli.signals import EXIT_INTERRUPTED
+from tinyedge.cli.text import say_error
 
 if TYPE_CHECKING:
     from tinyedge.chat.chat_template import ChatTemplate
     from tinyedge.cli.dialogue import Dialogue
-    from tinyedge.errors import TinyEdgeError
     from tinyedge.gguf_file import GGUFFile
 
 _EXAMPLES = """\b
@@ -30,12 +30,12 @@ Examples:
   tinyedge chat model.gguf
   tinyedge chat tinyllama --system "You answer in one sentence." --temp 0.6
   printf 'Who wrote Faust?\\nWhen?\\n' | tinyedge chat model.gguf --json
+  jq -Rsc '{content: .}' letter.txt | tinyedge chat model.gguf --json
 """
 _NO_TEMPLATE = (
     "this model has no chat template, so it continues what stands here: your messages and its texts, line by line; "
     "--template FILE gives it one"
 )
-_MAX_LINE_BYTES = 16 << 20  # more than any context holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +57,16 @@ def chat(
         Path | None, typer.Option("--template", metavar="FILE", help="A jinja2 chat template in place of the model's.")
     ] = None,
     session: Annotated[
-        Path | None, typer.Option("--session", metavar="FILE", help="Go on with the chat in FILE, and keep this one there.")
+        Path | None,
+        typer.Option("--session", metavar="FILE", help="Go on with the chat in FILE; keep it there after each answer."),
     ] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=-1, help="Most tokens in an answer; -1 for no limit.")] = -1,
     lora: Annotated[
         list[str] | None, typer.Option("--lora", metavar="FILE[:SCALE]", help="Apply a LoRA adapter (GGUF); several.")
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Keep history and the state of system prompts.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No remark after each answer.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per answer, for messages from a pipe.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No remarks; warnings and errors only.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per message, for messages from a pipe.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
     *,
     sampling: SamplingOptions,
@@ -73,13 +74,15 @@ def chat(
 ) -> None:
     """Hold a conversation with a model. /help lists what a line with a slash can do.
 
-    From a pipe every line is a message; the answers go to stdout, an empty line between.
+    From a pipe every line is a message; the answers go to stdout, an empty line between. Since an answer may have empty lines
+    of its own and a refused message has no answer, scripts should use --json: one object for each message, with `text`, or with
+    `error` and `exit_code`. There a line {"content": "TEXT"} is a message too, whose text may have line breaks.
     """
     options = ChatOptions(system=system, template=template, session=session, cache=cache, quiet=quiet)
     converse(model, options, sampling=sampling, load=load, lora=lora, tokens=tokens, json=json, verbose=verbose)
 
 
-chat.__doc__ = f"{chat.__doc__}\n\n{_EXAMPLES}"
+chat.__doc__ = f"{inspect.cleandoc(chat.__doc__ or '')}\n\n{_EXAMPLES}"
 
 
 def converse(
@@ -97,6 +100,7 @@ def converse(
     from tinyedge.backends import this_machine
     from tinyedge.chat.conversation import Conversation
     from tinyedge.cli.chat_files import keep_session, opened_session, prompt_cache
+    from tinyedge.cli.chat_lines import answer_lines
     from tinyedge.cli.dialogue import Dialogue
     from tinyedge.cli.load_options import tell, tell_locked
     from tinyedge.cli.models import resolve_model
@@ -115,7 +119,7 @@ def converse(
         raise typer.BadParameter("a chat shows no --logprobs; `tinyedge run` does")
     sampling_of(sampling)  # wrong usage is said before a checkpoint is quantized
     adapters = adapters_of(lora)
-    path = resolve_model(model)
+    path = resolve_model(model, quiet=options.quiet)
     facts = runnable_facts(path)
     gguf = read_gguf(path)
     with ExitStack() as stack:
@@ -126,13 +130,21 @@ def converse(
             stack.enter_context(template)
             template.start()
         plan = tuned_plan(facts, load.request(), this_machine())
-        tell(plan)
+        if options.quiet:
+            for warning in (*(f"to fit memory, {step}" for step in plan.steps), *plan.warnings):
+                status(f"warning: {warning}")
+        else:
+            tell(plan)
         with load_progress(facts.weight_bytes, quiet=json or verbose) as progress:
             engine = stack.enter_context(Engine.open(path, plan, lora=adapters, verbose=verbose, progress=progress))
         tell_locked(plan, facts.weight_bytes)
         session = options.session
-        conversation = Conversation(engine, template) if session is None else opened_session(session, engine, template)
+        conversation = Conversation(engine, template)
+        if session is not None:
+            conversation = opened_session(session, engine, template, quiet=options.quiet)
         if options.system and options.system != conversation.system:
+            if conversation.turns or conversation.system:
+                status("--system takes the place of the session's system prompt, and the conversation is read again behind it")
             conversation.set_system(options.system)
         dialogue = Dialogue(
             conversation=conversation,
@@ -144,14 +156,15 @@ def converse(
             show=not json,
             quiet=options.quiet or not at_terminal,
             prompts=prompt_cache(options.cache),
+            session=session,
         )
         stack.enter_context(_hang_up_as_termination())
         dialogue.read_system_prompt()
         try:
-            code = _talk(dialogue, options) if at_terminal else _answer_lines(dialogue, json=json)
+            code = _talk(dialogue, options) if at_terminal else answer_lines(dialogue, json=json)
         finally:
             if session is not None:
-                keep_session(session, dialogue.conversation, dialogue.sampling)
+                keep_session(session, dialogue.conversation, dialogue.sampling, quiet=options.quiet)
     if code:
         sys.exit(code)
 
@@ -187,7 +200,8 @@ def _talk(dialogue: Dialogue, options: ChatOptions) -> int:
 
     folder = cache_folder(needed=False) if options.cache else None
     editor = LineEditor(folder and folder / "chat-history.jsonl")
-    status("Type a message; /help shows the commands, Ctrl-D leaves.")
+    if not options.quiet:
+        status("Type a message; /help shows the commands, Ctrl-D leaves.")
     interrupted = False
     try:
         while True:
@@ -203,7 +217,7 @@ def _talk(dialogue: Dialogue, options: ChatOptions) -> int:
                 interrupted = True
                 continue
             except PromptError as error:
-                _say(error)
+                say_error(error)
                 continue
             interrupted = False
             try:
@@ -225,58 +239,11 @@ def _respond(dialogue: Dialogue, text: str) -> None:
         try:
             run_command(dialogue, text)
         except TinyEdgeError as error:
-            _say(error)
+            say_error(error)
     elif text.strip():
         try:
             dialogue.ask(text[1:] if text.startswith("//") else text)
         except OutputError:  # nobody can read what comes
             raise
         except TinyEdgeError as error:
-            _say(error)
-
-
-def _answer_lines(dialogue: Dialogue, *, json: bool) -> int:
-    """Answers the lines of stdin, each a message; the exit code of the first that could not be answered."""
-    from tinyedge.cli.output import write_text
-    from tinyedge.cli.repl import decoded
-    from tinyedge.cli.text import print_json_line
-    from tinyedge.errors import OutputError, TinyEdgeError
-
-    code, separator = 0, ""
-    for number, raw in enumerate(_lines(), 1):
-        if not raw.strip():
-            continue
-        try:
-            message = decoded(raw, f"line {number}")
-            if not json:
-                write_text(separator)
-            answer = dialogue.ask(message)
-        except OutputError:
-            raise
-        except TinyEdgeError as error:
-            _say(error)
-            code, separator = code or error.exit_code, ""
-            if json:
-                print_json_line({"error": str(error), "exit_code": error.exit_code})
-            continue
-        separator = "\n"
-        if json:
-            print_json_line(dialogue.as_object(answer))
-        if answer.speed.stop_reason == "interrupted":
-            return EXIT_INTERRUPTED
-    return code
-
-
-def _lines() -> Iterator[bytes]:
-    """The lines of stdin, the end of one beyond all measure left out."""
-    if sys.stdin is None:
-        return
-    while line := sys.stdin.buffer.readline(_MAX_LINE_BYTES):
-        rest = line
-        while len(rest) == _MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = sys.stdin.buffer.readline(_MAX_LINE_BYTES)
-        yield line
-
-
-def _say(error: TinyEdgeError) -> None:
-    status(f"error: {printable(str(error), 600)}")
+            say_error(error)

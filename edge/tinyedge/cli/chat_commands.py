@@ -125,7 +125,7 @@ COMMANDS = {
     "clear": Command("", "forget the conversation, but not the system prompt", _clear),
     "save": Command("FILE", "write the conversation to a file", _save),
     "load": Command("FILE", "go on with a conversation that was saved", _load),
-    "system": Command("[TEXT|-]", "show the system prompt, set another, or remove it", _system),
+    "system": Command("[TEXT|-]", "show the system prompt, set another, or remove it (/system -)", _system),
     "stats": Command("", "show speed, memory and how full the context is", _stats),
     "lora": Command("[NUMBER SCALE]", "show the adapters, or change the scale of one", _lora),
     "quit": Command("", "leave", _quit),

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyedge.cli.output import late_progress, printable, status
-from tinyedge.errors import OutputError, PromptError, SessionError
+from tinyedge.errors import OutputError, PromptError, SessionError, TinyEdgeError
 
 if TYPE_CHECKING:
     from tinyedge.chat.conversation import Conversation, Template
-    from tinyedge.chat.prompt_cache import PromptCache
+    from tinyedge.chat.prompt_cache import Computed, PromptCache
     from tinyedge.engine import Engine
     from tinyedge.sampling import Sampling
 
 _MAX_FILE_BYTES = 64 << 20  # of a conversation as JSON
+_TEMPLATE_KEY = "template"  # of a session: a digest of the chat template's source, null without one
 
 
-def opened_session(path: Path, engine: Engine, template: Template | None) -> Conversation:
+def opened_session(path: Path, engine: Engine, template: Template | None, *, quiet: bool = False) -> Conversation:
     """The conversation in the session file at `path`, its KV state in the engine; a new one when there is no such file.
 
     Raises SessionError for a file that is none or of another model, and OutputError where none could be written later.
@@ -31,31 +33,47 @@ def opened_session(path: Path, engine: Engine, template: Template | None) -> Con
         if not os.access(path.parent, os.W_OK):
             raise OutputError(f"no session can be kept in {path.parent}", "name a file in a folder that can be written")
         return Conversation(engine, template)
+    if path.is_file() and _holds_conversation(path):
+        raise SessionError(f"{path} is what /save wrote and not a session file", "name another file, and /load this one")
     conversation = _session(path, engine, template)
-    status(f"going on with {_turns(conversation)} of {path}")
+    if not quiet:
+        status(f"going on with {_turns(conversation)} of {path}")
     return conversation
 
 
-def keep_session(path: Path, conversation: Conversation, sampling: Sampling) -> None:
-    """Writes the session file. Raises as `save_session` does."""
+def keep_session(path: Path, conversation: Conversation, sampling: Sampling, *, quiet: bool = False) -> None:
+    """Writes the session file with the KV state. Raises as `save_session` does."""
     from tinyedge.chat.session_file import save_session
 
-    note = save_session(path, conversation.engine, conversation.to_json(), sampling=sampling)
-    status(f"kept {_turns(conversation)} in {path}")
+    note = save_session(path, conversation.engine, _session_value(conversation), sampling=sampling)
+    if not quiet:
+        status(f"kept {_turns(conversation)} in {path}")
     if note:
         status(printable(note, 400))
 
 
-def read_system_prompt(conversation: Conversation, cache: PromptCache) -> None:
+def keep_text(path: Path, conversation: Conversation, sampling: Sampling) -> str | None:
+    """Writes the session file without the KV state, which a later start computes; why not, where that is not possible."""
+    from tinyedge.chat.session_file import save_session
+
+    try:
+        save_session(path, conversation.engine, _session_value(conversation), sampling=sampling, with_state=False)
+    except TinyEdgeError as error:
+        return printable(str(error), 400)
+    return None
+
+
+def read_system_prompt(conversation: Conversation, cache: PromptCache) -> Computed:
     """Brings the beginning of the conversation into the KV cache, from the cache on disk where that has it.
 
-    Ctrl-C leaves it for the first message.
+    Gives what had to be computed. Ctrl-C leaves the rest for the first message.
     """
     try:
         with late_progress("reading the system prompt", "tokens") as bar:
             cache.load(conversation.engine, conversation.prefix(), bar)
     except KeyboardInterrupt:
         status("interrupted: the first message reads the system prompt")
+    return cache.computed
 
 
 def save_conversation(path: Path, conversation: Conversation) -> None:
@@ -119,7 +137,21 @@ def _session(path: Path, engine: Engine, template: Template | None) -> Conversat
         raise SessionError(f"{path} cannot be used: {error.problem}") from error
     if loaded.note:
         status(printable(loaded.note, 400))
+    if loaded.conversation.get(_TEMPLATE_KEY, _template_digest(template)) != _template_digest(template):
+        status(f"the chat in {path} was held with another chat template: it is read again with the one of now")
     return conversation
+
+
+def _session_value(conversation: Conversation) -> dict[str, Any]:
+    return {**conversation.to_json(), _TEMPLATE_KEY: _template_digest(conversation.template)}
+
+
+def _template_digest(template: Template | None) -> str | None:
+    from tinyedge.chat.chat_template import ChatTemplate
+
+    if not isinstance(template, ChatTemplate):
+        return None
+    return hashlib.blake2b(template.source.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _json(path: Path) -> object:

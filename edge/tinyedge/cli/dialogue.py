@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyedge.cli.chat_files import read_system_prompt
+from tinyedge.cli.chat_files import keep_text, read_system_prompt
 from tinyedge.cli.output import late_progress, status
 from tinyedge.cli.report import STOP_WORDS, Report
 from tinyedge.cli.text import remark, text_writer
 
 if TYPE_CHECKING:
     from tinyedge.chat.conversation import Conversation
-    from tinyedge.chat.prompt_cache import PromptCache
+    from tinyedge.chat.prompt_cache import Computed, PromptCache
     from tinyedge.generation import Chunk, Speed
     from tinyedge.machine.throttle_watch import RunConditions
     from tinyedge.model_facts import ModelFacts
@@ -40,7 +40,8 @@ class Dialogue:
 
     Every answer has a seed of its own, one more than the last: the same messages give the same chat, and another answer to
     the same message is another. `adapters` are the files whose scales the engine has. `show` puts the text on stdout as it
-    comes, `quiet` leaves out the remark after each answer. `prompts` keeps the state of system prompts.
+    comes, `quiet` leaves out the remark after each answer. `prompts` keeps the state of system prompts, `session` is the file
+    where the text of the conversation is put after each answer.
     """
 
     conversation: Conversation
@@ -52,15 +53,18 @@ class Dialogue:
     show: bool = True
     quiet: bool = False
     prompts: PromptCache | None = None
+    session: Path | None = None
     last: Answer | None = None
     answers: int = 0
     generated_tokens: int = 0
     generated_s: float = 0.0
+    _ahead: Computed | None = None  # what was read for the next answer before it was asked for
+    _told_unkept: bool = False
 
     def read_system_prompt(self) -> None:
         """Has the beginning of the conversation read before the first message, where a cache makes that worth while."""
         if self.prompts is not None:
-            read_system_prompt(self.conversation, self.prompts)
+            self._ahead = read_system_prompt(self.conversation, self.prompts)
 
     def ask(self, text: str) -> Answer:
         """The answer to `text`, shown as it comes; Ctrl-C ends it, and it is kept as far as it came.
@@ -101,16 +105,27 @@ class Dialogue:
             if self.show and text and not text.endswith("\n"):
                 write("\n")
         assert speed is not None
+        speed, self._ahead = _with_ahead(speed, self._ahead), None
         if speed.stop_reason == "interrupted" and not text:
             status("stopped before the answer began: the conversation is as it was")
         self.answers += 1
         self.last = Answer(text, speed, sampling.seed, watch.seen)
         self.generated_tokens += speed.generated_tokens
         self.generated_s += speed.steps_s
+        self._keep_text()
         self._remark(*before)
         if sampling.grammar is not None and speed.stop_reason != "end":
             status("warning: the answer was cut before the grammar was complete, so it may not parse")
         return self.last
+
+    def _keep_text(self) -> None:
+        """Puts the text on disk, so that a power cut takes no answer away; says once where that is not possible."""
+        if self.session is None:
+            return
+        problem = keep_text(self.session, self.conversation, self.sampling)
+        if problem and not self._told_unkept:
+            self._told_unkept = True
+            status(f"the session is not kept so far: {problem}")
 
     def _remark(self, forgotten: int, recomputed: int) -> None:
         """Says what the last answer took, and what the conversation lost to it."""
@@ -143,7 +158,7 @@ class Dialogue:
         if self.last is None:
             return [*lines, "no answer yet"]
         rate = f" at {self.generated_tokens / self.generated_s:.1f} tokens/s" if self.generated_s else ""
-        lines.append(f"in all {_count(self.answers, 'answer')}, {_count(self.generated_tokens, 'token')} generated{rate}")
+        lines.append(f"{_count(self.answers, 'answer')} so far, {_count(self.generated_tokens, 'token')} generated{rate}")
         report = Report(
             facts=self.facts,
             plan=conversation.engine.plan,
@@ -167,7 +182,28 @@ class Dialogue:
             "generated_tokens_per_s": speed.generated_tokens_per_s,
             "forgotten_turns": self.conversation.forgotten,
             "seed": answer.seed,
+            **self.setting(),
         }
+
+    def setting(self) -> dict[str, Any]:
+        """What answered, for --json."""
+        engine = self.conversation.engine
+        return {"model": str(engine.path), "threads": engine.plan.threads, "context": engine.plan.context}
+
+
+def _with_ahead(speed: Speed, ahead: Computed | None) -> Speed:
+    """`speed` with what was read ahead of the question for this answer: not reused, and its time part of the answer's."""
+    if ahead is None or not ahead.tokens:
+        return speed
+    read, rate = speed.prompt_tokens - speed.reused_tokens, speed.prompt_tokens_per_s
+    tokens = min(ahead.tokens, speed.reused_tokens)
+    seconds = ahead.seconds + (read / rate if rate else 0.0)
+    return replace(
+        speed,
+        reused_tokens=speed.reused_tokens - tokens,
+        prompt_tokens_per_s=(read + tokens) / seconds if seconds else None,
+        ttft_s=None if speed.ttft_s is None else speed.ttft_s + ahead.seconds,
+    )
 
 
 def _count(number: int, noun: str) -> str:

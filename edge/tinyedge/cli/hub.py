@@ -41,7 +41,7 @@ Examples:
 
 def pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A short name, or REPO of the hub; with :TYPE or :FILE behind it, or Q4_K_M.")
+        str, typer.Argument(metavar="NAME", help="A short name or ORG/NAME, followed by :TYPE or :FILE; Q4_K_M without.")
     ],
     revision: Annotated[str, typer.Option(metavar="NAME", help="A branch, tag or commit of the repository.")] = "main",
     force: Annotated[bool, typer.Option("--force", help="Download it even if it does not fit this machine's memory.")] = False,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyedge.cli.output import format_bytes, format_count, print_json, print_line, printable
+from tinyedge.cli.option_groups import within
+from tinyedge.cli.output import MAX_TOKENS, format_bytes, format_count, print_json, print_line, printable
 
 if TYPE_CHECKING:
     from tinyedge.gguf_file import GGUFFile
@@ -32,8 +33,7 @@ def inspect(
         int | None,
         typer.Option(
             "--ctx",
-            min=1,
-            max=2**31 - 1,
+            callback=within(1, MAX_TOKENS),
             help="Context for the memory figures.",
             show_default="the model's, up to 8192",
         ),

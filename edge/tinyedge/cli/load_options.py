@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyedge.cli.option_groups import within
 from tinyedge.cli.output import MAX_TOKENS, format_bytes, printable, status
 
 if TYPE_CHECKING:
@@ -19,11 +20,18 @@ class LoadOptions:
 
     ctx: Annotated[
         int | None,
-        typer.Option("--ctx", min=2, max=MAX_TOKENS, help="Context in tokens.", show_default="the model's, if it fits"),
+        typer.Option(
+            "--ctx", callback=within(2, MAX_TOKENS), help="Context in tokens.", show_default="the model's, if it fits"
+        ),
     ] = None
     kv: Annotated[
         str | None,
-        typer.Option("--kv", metavar="TYPE", help="KV cache: f16, q8_0, q4_0, bf16, f32.", show_default="f16, if it fits"),
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help="KV cache: f16, q8_0, q4_0, bf16, f32, q4_1, q5_0, q5_1, iq4_nl.",
+            show_default="f16, if it fits",
+        ),
     ] = None
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=512, help="CPU threads.", show_default="performance cores")

@@ -75,7 +75,7 @@ def demo_checkpoint() -> Path:
 
 def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
     """The cached Q4_K_M file of the checkpoint at `source`, made now if it is not there or out of date."""
-    from tinyedge_quantize.checkpoint import weight_paths
+    from tinyedge_quantize.checkpoint import open_checkpoint, weight_paths
 
     weights = weight_paths(source)
     output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights)}-{CACHE_TYPE}.gguf"
@@ -90,6 +90,7 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
         return output
     from tinyedge_quantize.convert import convert
 
+    open_checkpoint(source).close()  # what is no checkpoint is refused before anything is said
     if not quiet:
         status(f"quantizing {title} to {CACHE_TYPE} into {output}")
     with byte_progress("quantizing", quiet=quiet) as bar:

@@ -1,4 +1,4 @@
-"""Options that several commands share, defined once.
+"""What the options of several commands share: groups of them, the words for their values, bounds.
 
 A group is a frozen dataclass whose fields carry their `typer.Option`. A command takes it as one parameter:
 
@@ -16,6 +16,11 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import typer
+from typer.models import OptionInfo
+
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,6 +46,30 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+def with_metavars(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, the values of its options that have no name of their own called N, X or TEXT in its help."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    command.__annotations__ = hints  # where annotations are text, each evaluation makes other options
+    for hint in hints.values():
+        kind, *details = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        word = next((_METAVARS[each] for each in (kind, *typing.get_args(kind)) if each in _METAVARS), None)
+        for option in details:
+            if isinstance(option, OptionInfo) and option.metavar is None:
+                option.metavar = word
+    return command
+
+
+def within(least: int, most: int) -> Callable[[int | None], int | None]:
+    """A callback for an option that is a number from `least` to `most`, where the help would show a bound of no interest."""
+
+    def checked(value: int | None) -> int | None:
+        if value is not None and not least <= value <= most:
+            raise typer.BadParameter(f"it must be from {least} to {most}")
+        return value
+
+    return checked
 
 
 def _fields(group: Any) -> Iterator[inspect.Parameter]:

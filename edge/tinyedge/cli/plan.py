@@ -43,7 +43,8 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say whether a model fits a machine, with which settings, and how fast it will be; exit code 13 when it does not fit."""
-    from tinyedge.cli.plan_report import report, report_lines
+    from tinyedge.cli.plan_lines import report_lines
+    from tinyedge.cli.plan_report import report
 
     request = load.request()
     places = _places(board, ram)
@@ -141,6 +142,7 @@ def _like_this(total: int) -> Place:
     return Place(
         name=f"{format_bytes(total)} of memory and this machine's processor",
         machine=other_machine(total, system, architecture=platform.machine(), features=None, cpu=named),
+        memory_bytes=total,
         reserve=system.reason(total),
         basis="the speed of its memory is not known; --board names a board whose is",
     )
@@ -159,6 +161,7 @@ def _of_board(board: Board, total: int) -> Place:
     return Place(
         name=f"{board.title}, {format_bytes(total)}",
         machine=machine,
+        memory_bytes=total,
         reserve=system.reason(total),
         bandwidth=board.bandwidth * 1e9 if board.bandwidth else None,
         share=speed_share(processor, board.features, metal=metal),
@@ -170,9 +173,11 @@ def _answer(model: PlannedModel, request: Request, place: Place) -> Answer:
     from tinyedge.backends import choose
     from tinyedge.cli.plan_report import Answer
     from tinyedge.errors import BackendError, MemoryFitError
+    from tinyedge.tuned import tuned_plan
 
+    decide = tuned_plan if place.here else choose
     try:
-        return Answer(place=place, plan=choose(model.facts, request, place.machine))
+        return Answer(place=place, plan=decide(model.facts, request, place.machine))
     except MemoryFitError as error:
         remedy = error.remedy if place.here else error.remedy.replace("free some memory or ", "take more memory or ")
         return Answer(place=place, refusal=MemoryFitError(error.problem, remedy))

@@ -1,9 +1,8 @@
-"""What `tinyedge plan` prints: one object for --json, and the lines for a person made from it."""
+"""What `tinyedge plan` knows, as the object that --json prints; `plan_lines` makes the text for a person of it."""
 
 from __future__ import annotations
 
 import shlex
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 from tinyedge.backends import DEFAULT_KV_TYPE, LoadPlan, Machine, Request, case_of, wished_context
 from tinyedge.ceiling import bytes_per_token
 from tinyedge.cli.models import CACHE_TYPE
-from tinyedge.cli.output import format_bytes, format_count, printable
 from tinyedge.errors import MemoryFitError
-from tinyedge.fitting import SHORTEST_CONTEXT, Case, Settings, blocks_divide, size
+from tinyedge.fitting import Case, Settings, blocks_divide, fittable, smallest
 from tinyedge.memory import DEFAULT_BATCH
 from tinyedge.model_facts import ModelFacts
 from tinyedge.other_machine import SpeedShare
 
-_LABEL_WIDTH = 9
 _KV_TYPES = ("F16", "Q8_0", "Q4_0")  # columns of the table of contexts
 _LONGEST_ROW = 1 << 17
 # Below it caches hold much of a model, and starting each operation takes longer than reading its weights.
@@ -42,11 +39,13 @@ class PlannedModel:
 class Place:
     """A machine to plan for. `reserve` says what of its memory is not counted as free, "" where free is what was measured.
 
+    `memory_bytes` is all its memory, None for this machine, of which only what is free counts.
     `bandwidth` is in bytes per second, None where it is not known; `basis` says where it comes from, or why it is not there.
     """
 
     name: str
     machine: Machine
+    memory_bytes: int | None = None
     reserve: str = ""
     bandwidth: float | None = None
     share: SpeedShare | None = None
@@ -74,7 +73,12 @@ def report(model: PlannedModel, request: Request, chosen: Answer, answers: list[
         "parameters": facts.parameters,
         "file_bytes": facts.file_bytes,
         "trained_context": facts.context,
-        "machine": {"name": place.name, "reserve": place.reserve, "free_bytes": place.machine.free_bytes},
+        "machine": {
+            "name": place.name,
+            "memory_bytes": place.memory_bytes,
+            "reserve": place.reserve,
+            "free_bytes": place.machine.free_bytes,
+        },
         "fits": plan is not None,
         "problem": chosen.refusal and str(chosen.refusal),
         "plan": plan and _plan_object(plan),
@@ -82,24 +86,26 @@ def report(model: PlannedModel, request: Request, chosen: Answer, answers: list[
         "speed": _speed_object(facts, place, plan),
         "commands": _commands(model, request, plan, place) if plan else [],
         "contexts": _contexts(case, settings, wished_context(facts, request)),
-        "sizes": [_size_object(answer) for answer in answers] if len(answers) > 1 else [],
+        "sizes": [_size_object(facts, answer) for answer in answers] if len(answers) > 1 else [],
     }
 
 
 def _situation(facts: ModelFacts, request: Request, answer: Answer) -> tuple[Case, Settings]:
-    """The case and the settings whose numbers are shown: those planned, or those that were refused."""
+    """The case and the settings whose numbers are shown: those planned, those refused, or the least where nothing fits."""
     machine, plan = answer.place.machine, answer.plan
     if plan is not None:
         settings = Settings(context=plan.context, kv_type=plan.kv_type, gpu_layers=plan.gpu_layers, batch=plan.batch)
         return case_of(facts, request, machine, plan.backend, plan.device), settings
     word = "cpu" if request.backend == "auto" else request.backend
     device = next(device for device in machine.devices if device.kind == word)
-    wished = wished_context(facts, request)
     case = case_of(facts, request, machine, word, device)
-    context = wished if request.strict else min(wished, SHORTEST_CONTEXT, case.longest)
-    layers = 0 if word == "cpu" else facts.layers + 1
-    kv_type = request.kv_type or DEFAULT_KV_TYPE
-    return case, Settings(context=context, kv_type=kv_type, gpu_layers=layers, batch=request.batch or DEFAULT_BATCH)
+    wished = Settings(
+        context=wished_context(facts, request),
+        kv_type=request.kv_type or DEFAULT_KV_TYPE,
+        gpu_layers=0 if word == "cpu" else facts.layers + 1,
+        batch=request.batch or DEFAULT_BATCH,
+    )
+    return case, wished if fittable(case, wished) else smallest(case, wished)
 
 
 def _plan_object(plan: LoadPlan) -> dict[str, Any]:
@@ -111,7 +117,11 @@ def _plan_object(plan: LoadPlan) -> dict[str, Any]:
         "kv_type": plan.kv_type,
         "threads": plan.threads,
         "batch": plan.batch,
+        "batch_threads": plan.batch_threads,
+        "affinity": list(plan.affinity),
         "flash": plan.flash,
+        "mmap": plan.mmap,
+        "mlock": plan.mlock,
         "rope_scaling": plan.rope_scaling,
         "rope_scale": plan.rope_scale,
         "reason": plan.reason,
@@ -125,6 +135,7 @@ def _memory_object(case: Case, settings: Settings, *, fits: bool) -> dict[str, A
     return {
         "context": settings.context,
         "kv_type": settings.kv_type,
+        "batch": settings.batch,
         "weights_bytes": need.weights_bytes,
         "kv_bytes": need.kv_bytes,
         "compute_bytes": need.compute_bytes,
@@ -160,7 +171,10 @@ def _speed_object(facts: ModelFacts, place: Place, plan: LoadPlan | None) -> dic
 
 
 def _commands(model: PlannedModel, request: Request, plan: LoadPlan, place: Place) -> list[str]:
-    """What to type: `run`, after `quantize` where that would not happen by itself or not on that machine."""
+    """What to type: `run`, after `quantize` where that would not happen by itself or not on that machine.
+
+    What was tuned is left out, the batch excepted: `run` finds it by itself.
+    """
     target, commands = model.argument, []
     if model.quantize is not None and (model.quantize != CACHE_TYPE or not place.here):
         assert model.checkpoint is not None
@@ -174,11 +188,11 @@ def _commands(model: PlannedModel, request: Request, plan: LoadPlan, place: Plac
         *layers,
         *(["--threads", str(plan.threads)] if request.threads else []),
         *(["--batch", str(plan.batch)] if plan.batch != DEFAULT_BATCH else []),
-        *(["--flash-attn", plan.flash] if plan.flash != "auto" else []),
+        *(["--flash-attn", request.flash] if request.flash != "auto" else []),
         *(["--rope-scaling", plan.rope_scaling] if plan.rope_scaling else []),
         *(["--rope-scale", f"{request.rope_scale:g}"] if plan.rope_scaling and request.rope_scale else []),
-        *(["--no-mmap"] if not plan.mmap else []),
-        *(["--mlock"] if plan.mlock else []),
+        *(["--no-mmap"] if not request.mmap else []),
+        *(["--mlock"] if request.mlock else []),
     ]
     commands.append(["tinyedge", "run", target, *options, "-p", "Hello"])
     return [shlex.join(command) for command in commands]
@@ -198,103 +212,16 @@ def _contexts(case: Case, settings: Settings, wished: int) -> list[dict[str, Any
     ]
 
 
-def _size_object(answer: Answer) -> dict[str, Any]:
+def _size_object(facts: ModelFacts, answer: Answer) -> dict[str, Any]:
     plan = answer.plan
+    speed = _speed_object(facts, answer.place, plan)
     return {
         "machine": answer.place.name,
+        "memory_bytes": answer.place.memory_bytes,
         "fits": plan is not None,
         "context": plan and plan.context,
         "kv_type": plan and plan.kv_type,
+        "batch": plan and plan.batch,
+        "tokens_per_s": speed and speed["tokens_per_s"],
         "steps": list(plan.steps) if plan else [],
     }
-
-
-def report_lines(told: dict[str, Any], columns: int) -> list[str]:
-    """The report for a person, lines of at most `columns` characters where words allow it."""
-    plan, speed = told["plan"], told["speed"]
-    name = printable(told["name"], 40) or printable(told["model"], 60)
-    facts = [
-        ("model", f"{name}: {told['type']}, {format_count(told['parameters'])} parameters, {format_bytes(told['file_bytes'])}"),
-        ("machine", told["machine"]["name"]),
-        ("", told["machine"]["reserve"]),
-    ]
-    lines = [*_wrapped(facts, columns), "", *_memory_lines(told["memory"]), ""]
-    if plan is not None:
-        facts = [("backend", plan["reason"])]
-        facts += [("to fit", step) for step in plan["steps"]]
-        facts += [("warning", warning) for warning in plan["warnings"]]
-        facts += [("speed", _speed_words(speed))]
-        facts += [("then" if number else "type", command) for number, command in enumerate(told["commands"])]
-        lines += [*_wrapped(facts, columns), ""]
-    lines += _context_lines(told["contexts"])
-    if told["sizes"]:
-        lines += ["", *_size_lines(told["sizes"], columns)]
-    return lines
-
-
-def _wrapped(facts: list[tuple[str, str]], columns: int) -> list[str]:
-    lines = []
-    for label, value in facts:
-        if label in ("type", "then"):  # to be pasted, so it stays one line
-            lines.append(f"{label:<{_LABEL_WIDTH}} {printable(value, 4096)}")
-        elif value:
-            width = max(columns - _LABEL_WIDTH - 1, 40)
-            first, *others = textwrap.wrap(printable(value, 4096), width, break_long_words=False, break_on_hyphens=False)
-            lines += [f"{label:<{_LABEL_WIDTH}} {first}", *(" " * (_LABEL_WIDTH + 1) + line for line in others)]
-    return lines
-
-
-def _memory_lines(memory: dict[str, Any]) -> list[str]:
-    rows = [
-        ("weights", memory["weights_bytes"], ""),
-        (f"KV cache, {memory['kv_type']}", memory["kv_bytes"], ""),
-        ("compute", memory["compute_bytes"], ""),
-        ("together", memory["total_bytes"], ""),
-    ]
-    if memory["gpu_bytes"]:
-        rows += [("of it on GPU", memory["gpu_bytes"], ""), ("GPU's free", memory["gpu_free_bytes"], "")]
-    verdict = ", it fits" if memory["fits"] else ", it does not fit"
-    rows.append(("free", memory["free_bytes"], verdict))
-    return [
-        f"memory at a context of {memory['context']} tokens:",
-        *(f"  {label:<15} {size(count):>9}{after}" for label, count, after in rows),
-    ]
-
-
-def _speed_words(speed: dict[str, Any]) -> str:
-    if speed["tokens_per_s"] is None:
-        return f"not known: {speed['basis']}"
-    low, high = speed["tokens_per_s"]
-    shares = " to ".join(f"{share:.0%}" for share in speed["share"])
-    return (
-        f"{_rate(low)} to {_rate(high)} tokens/s expected, from a full context to an empty one: {shares} of "
-        f"{speed['bandwidth_bytes_per_s'] / 1e9:.3g} GB/s"
-    )
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.1f}" if rate < 9.95 else f"{rate:.0f}"
-
-
-def _context_lines(cells: list[dict[str, Any]]) -> list[str]:
-    """A table of memory by context and KV type; what does not fit stands in brackets."""
-    kinds = list(dict.fromkeys(cell["kv_type"] for cell in cells))
-    rows: dict[int, list[str]] = {}
-    for cell in cells:
-        shown = size(cell["total_bytes"])
-        rows.setdefault(cell["context"], []).append(f"{shown} " if cell["fits"] else f"({shown})")
-    left = "" if all(cell["fits"] for cell in cells) else ", in brackets what does not fit"
-    return [
-        f"together by context and KV cache{left}:",
-        "  " + f"{'tokens':>8}" + "".join(f"{kind:>12} " for kind in kinds),
-        *("  " + f"{context:>8}" + "".join(f"{text:>13}" for text in texts) for context, texts in rows.items()),
-    ]
-
-
-def _size_lines(sizes: list[dict[str, Any]], columns: int) -> list[str]:
-    width = max(len(row["machine"]) for row in sizes)
-    lines = ["by memory:"]
-    for row in sizes:
-        answer = f"context {row['context']}, KV {row['kv_type']}" if row["fits"] else "does not fit"
-        lines.append(printable(f"  {row['machine']:<{width}}  {answer}", max(columns, 40)))
-    return lines

@@ -60,7 +60,9 @@ class Generation:
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint, a pulled name, or `demo`.")],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The text to continue.")] = None,
-    file: Annotated[str | None, typer.Option("-f", "--file", help="Read the prompt from a file; - is stdin.")] = None,
+    file: Annotated[
+        str | None, typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
+    ] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=-1, help="Most tokens to generate; -1 for no limit.")] = 256,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Hold a conversation, as `tinyedge chat`.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut the beginning of a prompt that is too long.")] = False,

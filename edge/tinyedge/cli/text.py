@@ -6,9 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyedge.cli.output import on_terminal, status, write_text
+from tinyedge.cli.output import on_terminal, printable, status, write_text
+
+if TYPE_CHECKING:
+    from tinyedge.errors import TinyEdgeError
 
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -35,3 +38,8 @@ def remark(text: str) -> None:
     """A status line of minor weight, dim on a terminal that has such a thing."""
     plain = not on_terminal() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
     status(text if plain else f"\x1b[2m{text}\x1b[0m")
+
+
+def say_error(error: TinyEdgeError) -> None:
+    """One sentence on stderr about what could not be done, after which the work goes on."""
+    status(f"error: {printable(str(error), 600)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.errors import DiskSpaceError, GGUFError, HubError
+from tinyedge.errors import DiskSpaceError, GGUFError, ModelNotFoundError
 from tinyedge.gguf_file import GGUFFile, read_gguf
 from tinyedge.hub.cache import hub_folder
 from tinyedge.hub.download import Place, is_there, place_of
@@ -30,10 +30,10 @@ class Wanted:
 
 
 def named(text: str) -> ModelName:
-    """The model of the hub that `text` names. Raises HubError with names that look like it."""
+    """The model of the hub that `text` names. Raises ModelNotFoundError with names that look like it."""
     name = parse_name(text)
     if name is None:
-        raise HubError(
+        raise ModelNotFoundError(
             f"{text[:100]!r} is neither ORG/NAME, with :TYPE or :FILE, nor a short name",
             f"try {', '.join(nearest_names(text))}",
         )

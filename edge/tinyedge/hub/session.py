@@ -24,6 +24,8 @@ from tinyedge.hub.names import ModelName, is_safe_file, nearest_names
 
 # Waits in seconds before each new attempt after one that brought nothing.
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0)
+# The extra `hub` of pyproject.toml: what must be installed, as pip takes it.
+PACKAGES = ("huggingface_hub>=1.0,<3", "filelock>=3.12")
 TIMEOUT = 10.0  # for a connection, and between two pieces of an answer
 _MAX_REDIRECTS = 8
 _MAX_LISTING_BYTES = 32 << 20
@@ -232,12 +234,13 @@ class Hub:
 
 
 def _library() -> tuple[Any, Any]:
-    """huggingface_hub and its `utils`. Raises HubError where it is missing or too old to have the session that we use."""
-    remedy = 'pip install "tinyedge-llm[hub]"'
+    """huggingface_hub and its `utils`. Raises HubError where one of PACKAGES is missing, or too old for the session we use."""
+    remedy = "pip install " + " ".join(f'"{package}"' for package in PACKAGES)
     try:
         hub = import_module("huggingface_hub")
+        import_module("filelock")
     except ImportError as error:
-        raise HubError("huggingface_hub is not installed, which downloads need", remedy) from error
+        raise HubError(f"{error.name or 'huggingface_hub'} is not installed, which downloads need", remedy) from error
     if not hub.__version__.partition(".")[0].isdigit() or int(hub.__version__.partition(".")[0]) < 1:
         raise HubError(f"huggingface_hub {hub.__version__} is too old", remedy)
     return hub, import_module("huggingface_hub.utils")
