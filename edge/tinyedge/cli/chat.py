@@ -58,7 +58,7 @@ def chat(
     ] = None,
     session: Annotated[
         Path | None,
-        typer.Option("--session", metavar="FILE", help="Go on with the chat in FILE; keep it there after each answer."),
+        typer.Option("--session", metavar="FILE", help="Go on with the chat in FILE and keep it there, answer by answer."),
     ] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=-1, help="Most tokens in an answer; -1 for no limit.")] = -1,
     lora: Annotated[
