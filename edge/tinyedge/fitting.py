@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from tinyedge.advice import largest_type
 from tinyedge.errors import MemoryFitError
 from tinyedge.ggml_types import type_named
 from tinyedge.memory import CONTEXT_STEP, DEFAULT_BATCH, MemoryNeed, memory_needed
@@ -230,6 +229,8 @@ def does_not_fit(case: Case, wished: Settings) -> MemoryFitError:
     if last.context > CONTEXT_STEP and fittable(case, replace(wished, context=CONTEXT_STEP)):
         return MemoryFitError(problem, f"a context of {CONTEXT_STEP} tokens fits: --ctx {CONTEXT_STEP}")
     facts, need = case.facts, case.need(last)
+    from tinyedge.advice import largest_type  # needed for a refusal alone
+
     kind = largest_type(facts, _free(case, last) - (need.total_bytes - facts.weight_bytes))
     if kind is None:
         return MemoryFitError(problem, "no type of it is small enough: free some memory or choose a smaller model")

@@ -96,3 +96,17 @@ class LoadPlan:
     rope_scale: float | None = None
     steps: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What can be tuned. `affinity` are CPU numbers, all when empty; `batch` is in tokens."""
+
+    threads: int
+    batch_threads: int
+    batch: int
+    flash: str = "auto"
+    kv_type: str = "F16"
+    affinity: tuple[int, ...] = ()
+    mmap: bool = True
+    mlock: bool = False

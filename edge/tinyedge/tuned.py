@@ -17,12 +17,11 @@ from typing import Any
 from tinyedge.backends import choose
 from tinyedge.cache import write_atomically
 from tinyedge.errors import MemoryFitError, OutputError
-from tinyedge.load_plan import LoadPlan, Machine, Request
+from tinyedge.load_plan import LoadPlan, Machine, Request, Setting
 from tinyedge.machine.bandwidth import machine_key
 from tinyedge.memory import DEFAULT_BATCH
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.library import package_version
-from tinyedge.tuning import Setting
 
 FORMAT = 1
 _MOST_BYTES = 1 << 20

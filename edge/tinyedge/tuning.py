@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tinyedge.load_plan import Setting
+
 # A candidate is taken when the median of its paired ratios is above this, and nearly every pair agrees.
 _GAIN = 1.02
 _AGREEING = 0.8
@@ -23,20 +25,6 @@ _FINAL_ROUNDS = 7
 _LOSS = 0.98
 
 PROMPT, GENERATION, DEEP = "prompt", "generation", "generation, deep"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What can be tuned. `affinity` are CPU numbers, all when empty; `batch` is in tokens."""
-
-    threads: int
-    batch_threads: int
-    batch: int
-    flash: str = "auto"
-    kv_type: str = "F16"
-    affinity: tuple[int, ...] = ()
-    mmap: bool = True
-    mlock: bool = False
 
 
 # Tokens per second of one sample of a test with a setting. Raises SettingRefused when llama.cpp will not have it.

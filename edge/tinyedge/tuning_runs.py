@@ -10,12 +10,12 @@ from types import TracebackType
 
 from tinyedge.engine import context_settings
 from tinyedge.errors import NativeError
-from tinyedge.load_plan import LoadPlan
+from tinyedge.load_plan import LoadPlan, Setting
 from tinyedge.memory import free_memory_bytes, memory_needed
 from tinyedge.model_facts import ModelFacts
 from tinyedge.native.context import Context
 from tinyedge.native.model import Model
-from tinyedge.tuning import GENERATION, PROMPT, Setting, SettingRefused
+from tinyedge.tuning import GENERATION, PROMPT, SettingRefused
 
 PROMPT_TOKENS = 512
 # A sample is made long enough for a clock on a busy machine, and short enough for many of them.

@@ -132,8 +132,8 @@ def test_small_figures_are_told_as_inspect_tells_them() -> None:
 def test_what_was_tuned_here_is_planned_as_run_will_take_it(
     model: Path, facts: ModelFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tinyedge.load_plan import Setting
     from tinyedge.tuned import keep
-    from tinyedge.tuning import Setting
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     found = Setting(

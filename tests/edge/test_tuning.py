@@ -17,8 +17,9 @@ from tiny_gguf import tiny_parts, write
 from tinyedge import Request, tuned
 from tinyedge.backends import choose, this_machine
 from tinyedge.gguf_file import read_gguf
+from tinyedge.load_plan import Setting
 from tinyedge.model_facts import ModelFacts, describe_model
-from tinyedge.tuning import GENERATION, PROMPT, Setting, SettingRefused, Stage, tune, usual_stages
+from tinyedge.tuning import GENERATION, PROMPT, SettingRefused, Stage, tune, usual_stages
 
 COMMAND = Path(sys.executable).with_name("tinyedge")
 DEFAULT = Setting(threads=4, batch_threads=4, batch=512)

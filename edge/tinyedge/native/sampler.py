@@ -17,7 +17,6 @@ from tinyedge.errors import GrammarError, NativeError
 from tinyedge.native import library, log
 from tinyedge.native.handle import Handle, freeing
 from tinyedge.sampling import Sampling
-from tinyedge.structured.grammar import check_grammar
 
 if TYPE_CHECKING:
     from tinyedge.native.context import Context
@@ -169,6 +168,8 @@ class Sampler(Handle):
         )
 
     def _grammar_of(self, text: str) -> Any:
+        from tinyedge.structured.grammar import check_grammar
+
         check_grammar(text)
         model = self._model
         if model.longest_token_bytes > _LONGEST_TOKEN_BYTES:
