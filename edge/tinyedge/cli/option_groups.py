@@ -25,7 +25,7 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with every parameter that is a dataclass replaced by the fields of it."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    hints = _hints(command)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     names = {name: [field.name for field in dataclasses.fields(group)] for name, group in groups.items()}
 
@@ -50,7 +50,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 def with_metavars(command: Callable[..., None]) -> Callable[..., None]:
     """`command`, the values of its options that have no name of their own called N, X or TEXT in its help."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    hints = _hints(command)
     command.__annotations__ = hints  # where annotations are text, each evaluation makes other options
     for hint in hints.values():
         kind, *details = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
@@ -70,6 +70,11 @@ def within(least: int, most: int) -> Callable[[int | None], int | None]:
         return value
 
     return checked
+
+
+def _hints(command: Callable[..., None]) -> dict[str, Any]:
+    """The types of the parameters as written; `get_type_hints` wraps those with a default of None before Python 3.11."""
+    return {name: each.annotation for name, each in inspect.signature(command, eval_str=True).parameters.items()}
 
 
 def _fields(group: Any) -> Iterator[inspect.Parameter]:
