@@ -43,11 +43,6 @@ def bytes_per_token(facts: ModelFacts, depth: int, kv_type: str = "F16") -> Toke
     )
 
 
-def tokens_per_second_ceiling(facts: ModelFacts, context_tokens: int, kv_type: str, bandwidth: float) -> float:
-    """The tokens per second that `bandwidth` bytes per second allow with `context_tokens` tokens in the cache."""
-    return bytes_per_token(facts, context_tokens, kv_type).ceiling(bandwidth)
-
-
 def kv_bytes_per_token(facts: ModelFacts, kv_type: str) -> int:
     """Bytes of the K and V that one token adds to the cache, over all layers. Raises KeyError for an unknown type."""
     kind = type_named(kv_type)

@@ -171,17 +171,16 @@ def _threads(count: int) -> str:
     return f"{count} thread" + ("s" if count != 1 else "")
 
 
-def describe(plan: LoadPlan | Setting) -> str:
+def describe(setting: Setting) -> str:
     """`1 thread, 2 for the prompt, batch 256, no flash attention`."""
-    prompt_threads = plan.batch_threads or plan.threads
     parts = [
-        f"{plan.threads} thread" + ("s" if plan.threads != 1 else ""),
-        f"{prompt_threads} for the prompt" if prompt_threads != plan.threads else "",
-        f"batch {plan.batch}",
-        f"bound to CPUs {', '.join(map(str, plan.affinity))}" if plan.affinity else "",
-        "no flash attention" if plan.flash == "off" else "",
-        "weights read, not mapped" if not plan.mmap else "",
-        "weights locked in memory" if plan.mlock else "",
+        _threads(setting.threads),
+        f"{setting.batch_threads} for the prompt" if setting.batch_threads != setting.threads else "",
+        f"batch {setting.batch}",
+        f"bound to CPUs {', '.join(map(str, setting.affinity))}" if setting.affinity else "",
+        "no flash attention" if setting.flash == "off" else "",
+        "weights read, not mapped" if not setting.mmap else "",
+        "weights locked in memory" if setting.mlock else "",
     ]
     return ", ".join(filter(None, parts))
 

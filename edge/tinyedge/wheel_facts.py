@@ -75,7 +75,7 @@ def parse_wheel_facts(data: bytes, name: str) -> WheelFacts:
     if not isinstance(value, dict):
         raise WheelError(f"{name} is damaged")
     if value.get("format") != _FORMAT or isinstance(value.get("format"), bool):
-        raise WheelError(f"{name} has a format that this tinyedge does not know", "upgrade tinyedge-llm")
+        raise WheelError(f"{name} has a format that this tinyedge does not know", "upgrade tinyedge")
     facts: dict[str, Any] = {}
     for key, pattern in _TEXTS.items():
         facts[key] = value.get(key)

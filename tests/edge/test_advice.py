@@ -13,7 +13,7 @@ import pytest
 from tiny_gguf import tiny_parts, write
 
 from tinyedge.advice import _BITS, EFFICIENCY, SHAPES, TINYLLAMA, Shape, advise, nearest_shape, scaled
-from tinyedge.ceiling import TokenBytes, bytes_per_token, kv_bytes_per_token, tokens_per_second_ceiling
+from tinyedge.ceiling import TokenBytes, bytes_per_token, kv_bytes_per_token
 from tinyedge.cli.advise import advice_lines, describe_advice, parameter_count, subject
 from tinyedge.gguf_file import read_gguf
 from tinyedge.memory import memory_needed
@@ -63,8 +63,8 @@ def test_a_token_reads_all_weights_but_the_embedding_and_the_cache_before_it() -
     assert kv_bytes_per_token(facts, "Q8_0") == 22 * 2 * 4 * 64 // 32 * 34
     assert bytes_per_token(facts, 2048) == TokenBytes(read.weights, 2048 * 22528)
     # 0.63 GB a token: 50 GB/s make 79 tokens/s at the beginning and 74 with a full context.
-    assert tokens_per_second_ceiling(facts, 0, "F16", 50e9) == pytest.approx(79.34, abs=0.01)
-    assert tokens_per_second_ceiling(facts, 2048, "F16", 50e9) == pytest.approx(73.93, abs=0.01)
+    assert bytes_per_token(facts, 0).ceiling(50e9) == pytest.approx(79.34, abs=0.01)
+    assert bytes_per_token(facts, 2048).ceiling(50e9) == pytest.approx(73.93, abs=0.01)
 
 
 def test_a_tied_embedding_is_read_as_the_output() -> None:
@@ -81,7 +81,7 @@ def test_of_experts_only_those_used_are_read() -> None:
 
 def test_a_header_that_says_nothing_makes_no_ceiling() -> None:
     facts = replace(tinyllama("Q8_0"), embedding_type="", weight_bytes=0, key_width=0, value_width=0)
-    assert tokens_per_second_ceiling(facts, 100, "F16", 50e9) == 0.0
+    assert bytes_per_token(facts, 100).ceiling(50e9) == 0.0
 
 
 def test_the_bytes_per_token_of_a_file_are_those_of_its_tensors(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_is_said_to_fit_does_fit() -> None:
 
 def test_speeds_are_a_share_of_the_ceiling_and_absent_without_a_bandwidth() -> None:
     option = advise(subject(None).models, 8 * GIB, 30e9).options[3]
-    assert option.ceiling is not None and option.ceiling == tokens_per_second_ceiling(tinyllama("Q4_K_M"), 512, "F16", 30e9)
+    assert option.ceiling is not None and option.ceiling == bytes_per_token(tinyllama("Q4_K_M"), 512).ceiling(30e9)
     assert (option.low, option.high) == (EFFICIENCY[0] * option.ceiling, EFFICIENCY[1] * option.ceiling)
     unknown = advise(subject(None).models, 8 * GIB, None)
     assert unknown.options[0].ceiling is unknown.options[0].low is None

@@ -142,11 +142,9 @@ def test_a_full_context_goes_on_where_room_is_made(engine: Engine) -> None:
     chunks = list(engine.stream([1, *LETTERS], GREEDY, None, make_room=make_room))
     speed = chunks[-1].speed
     assert speed is not None
-    if speed.stop_reason == "context":
-        assert asked == [CONTEXT - 1] * 3
-        assert speed.generated_tokens == CONTEXT - 61 + 80
-    else:
-        assert speed.stop_reason == "end"
+    assert speed.stop_reason == "context"
+    assert asked == [CONTEXT - 1] * 3
+    assert speed.generated_tokens == CONTEXT - 61 + 80
 
 
 def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:

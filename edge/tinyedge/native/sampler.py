@@ -80,13 +80,6 @@ class Sampler(Handle):
             return token
         return self._sample_with_grammar(context.logits(row))
 
-    def reset(self) -> None:
-        """Back to the beginning: the seed's first draw, nothing accepted, the grammar at its root."""
-        self._llama.llama_sampler_reset(self.chain)
-        if self.grammar is not None:
-            self._llama.llama_sampler_reset(self.grammar)
-        self._open_character = b""
-
     @property
     def chain(self) -> Any:
         if not self._pointer:
