@@ -218,3 +218,24 @@ class EngineBusyError(TinyEdgeError):
 
     exit_code = 30
     default_remedy = "end the first stream, or open a second engine"
+
+
+class ImatrixError(TinyEdgeError):
+    """An importance matrix that is damaged, belongs to another model, holds no counts, or is missing where a type needs it."""
+
+    exit_code = 31
+    default_remedy = "make one with `tinyedge imatrix MODEL --text FILE` and give it with --imatrix"
+
+
+class VerificationError(TinyEdgeError):
+    """A GGUF file that did not pass `tinyedge verify`."""
+
+    exit_code = 32
+    default_remedy = "make the file again with `tinyedge quantize`"
+
+
+class RequantizeError(TinyEdgeError):
+    """A file that is quantized already and would lose quality a second time."""
+
+    exit_code = 33
+    default_remedy = "give the original checkpoint, or accept the loss with --allow-requantize"

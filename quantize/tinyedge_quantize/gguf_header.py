@@ -17,9 +17,27 @@ GGUF_MAGIC = b"GGUF"
 GGUF_VERSION = 3
 ALIGNMENT = 32
 
-_VALUE_TYPES = {"uint32": 4, "int32": 5, "float32": 6, "bool": 7, "string": 8, "array": 9}
-_FORMATS = {"uint32": "<I", "int32": "<i", "float32": "<f", "bool": "<?"}
-_ARRAY_CODES = {"uint32": "I", "int32": "i", "float32": "f", "bool": "b"}
+# Value types by id with struct's code for those of fixed size (ggml/include/gguf.h).
+_VALUE_TYPES = {
+    name: (number, code)
+    for number, (name, code) in enumerate(
+        (
+            ("uint8", "B"),
+            ("int8", "b"),
+            ("uint16", "H"),
+            ("int16", "h"),
+            ("uint32", "I"),
+            ("int32", "i"),
+            ("float32", "f"),
+            ("bool", "b"),
+            ("string", ""),
+            ("array", ""),
+            ("uint64", "Q"),
+            ("int64", "q"),
+            ("float64", "d"),
+        )
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ def encode_header(metadata: Mapping[str, MetadataEntry], tensors: Sequence[Tenso
     """Everything before the tensor data, padded so that the data is aligned."""
     parts = [GGUF_MAGIC, struct.pack("<IQQ", GGUF_VERSION, len(tensors), len(metadata))]
     for key, entry in metadata.items():
-        parts += (_string(key), struct.pack("<I", _VALUE_TYPES[entry.type]), _value(entry))
+        parts += (_string(key), struct.pack("<I", _VALUE_TYPES[entry.type][0]), _value(entry))
     for tensor in tensors:
         sizes = tensor.shape[::-1]
         parts += (
@@ -62,12 +80,13 @@ def _value(entry: MetadataEntry) -> bytes:
     if entry.type == "string":
         return _string(entry.value)
     if entry.type != "array":
-        return struct.pack(_FORMATS[entry.type], entry.value)
+        return struct.pack("<" + _VALUE_TYPES[entry.type][1], entry.value)
     assert entry.item_type is not None, "an array entry has an item type"
-    head = struct.pack("<IQ", _VALUE_TYPES[entry.item_type], len(entry.value))
+    number, code = _VALUE_TYPES[entry.item_type]
+    head = struct.pack("<IQ", number, len(entry.value))
     if entry.item_type == "string":
         return head + b"".join(map(_string, entry.value))
-    items = array(_ARRAY_CODES[entry.item_type], entry.value)
+    items = array(code, entry.value)
     if struct.pack("=H", 1) != struct.pack("<H", 1):
         items.byteswap()
     return head + items.tobytes()

@@ -23,8 +23,8 @@ _REMEDY = "check the value in config.json or in the tokenizer's files"
 class MetadataEntry:
     """One value of a GGUF header.
 
-    `type` is one of bool, uint32, int32, float32, string, array. `item_type` is the type of an array's items and None
-    otherwise. Strings are `str` that encodes to UTF-8, or `bytes` that is UTF-8 already.
+    `type` is bool, uint32, int32, float32, string or array, and from a GGUF file any other of GGUF's numbers. `item_type` is
+    the type of an array's items and None otherwise. Strings are `str` that encodes to UTF-8, or `bytes` that is UTF-8 already.
     """
 
     type: str

@@ -13,8 +13,8 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,19 +79,59 @@ def _require_replaceable(path: Path) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[OutputFile]:
     """A file that takes the name `path`, replacing what had it, when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
-    descriptor, named = _create(path, temporary)
-    try:
-        yield OutputFile(path, descriptor)
-        _publish(path, temporary, descriptor, named=named)
-        named = False
-    except OSError as error:
-        raise _write_error(path, error) from error
-    finally:
-        os.close(descriptor)
-        if named:
+    with new_files([path]) as outputs:
+        yield outputs[0]
+
+
+@contextmanager
+def new_files(paths: Sequence[Path]) -> Iterator[list[OutputFile]]:
+    """Several files that belong together: none takes its name before all are complete on the disk."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(_Unpublished(path)) for path in paths]
+        yield [file.output for file in files]
+        for file in files:
+            file.finish()
+        for file in files:
+            file.publish()
+
+
+class _Unpublished:
+    """A file on its way: without a name of its own until `publish`, gone when the block ends before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+        descriptor, self._named = _create(path, self._temporary)
+        self.output = OutputFile(path, descriptor)
+
+    def __enter__(self) -> _Unpublished:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.output.descriptor)
+        if self._named:
             with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+                self._temporary.unlink()
+
+    def finish(self) -> None:
+        """Waits until the disk has the data."""
+        try:
+            os.fsync(self.output.descriptor)
+        except OSError as error:
+            raise _write_error(self._path, error) from error
+
+    def publish(self) -> None:
+        """Gives the file its name."""
+        try:
+            if not self._named:
+                # Before it has the name: a signal may come between the two.
+                self._named = True
+                _give_name(self.output.descriptor, self._temporary)
+            self._temporary.replace(self._path)
+            self._named = False
+            _sync_folder(self._path.parent)
+        except OSError as error:
+            raise _write_error(self._path, error) from error
 
 
 def _create(path: Path, temporary: Path) -> tuple[int, bool]:
@@ -112,10 +152,11 @@ def _can_name_later(folder: Path, name: Path) -> bool:
         return False
     try:
         _give_name(probe, name)
-        name.unlink()
     except OSError:
         return False
     finally:
+        with contextlib.suppress(OSError):
+            name.unlink()
         os.close(probe)
     return True
 
@@ -131,16 +172,8 @@ def _give_name(descriptor: int, name: Path) -> None:
         os.close(folder)
 
 
-def _publish(path: Path, temporary: Path, descriptor: int, *, named: bool) -> None:
-    os.fsync(descriptor)
-    if not named:
-        _give_name(descriptor, temporary)
-    try:
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

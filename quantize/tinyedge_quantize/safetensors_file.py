@@ -62,7 +62,6 @@ def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> SourceTensor
     numbers = [*shape, begin, end]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(shape) > _MAX_DIMENSIONS or not isinstance(dtype, str):
         raise CheckpointError(f"tensor {name} in {file.path} has an impossible shape or place")
-    dtype = "F8" if dtype.startswith("F8_") else dtype
     if dtype not in DTYPE_BYTES:
         raise CheckpointError(f"tensor {name} in {file.path} has the unknown dtype {show(dtype)}", "convert it to BF16 first")
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:

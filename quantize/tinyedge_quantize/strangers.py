@@ -27,9 +27,11 @@ def open_regular(path: Path) -> int:
 def read_limited(path: Path, limit: int) -> bytes | None:
     """The whole of a regular file, or None when it has more than `limit` bytes; raises OSError."""
     with os.fdopen(open_regular(path), "rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             return None
-        data = file.read(limit + 1)
+        # Files of /proc say that they have no bytes; others may grow while they are read.
+        data = file.read(min(size, limit) + 1 if size else limit + 1)
         return data if len(data) <= limit else None
 
 

@@ -7,6 +7,7 @@ would count as ours and a board with 1 GB would start to swap.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -15,19 +16,39 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge.errors import CheckpointError, TensorMismatchError
+from tinyedge.ggml_types import row_bytes as ggml_row_bytes
+from tinyedge.native import quantize as native
 from tinyedge_quantize.strangers import open_regular
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float32]
 RowOrder: TypeAlias = npt.NDArray[np.int64]
 
-# Floating types a weight may have, with bytes per element. Others are listed so that a message can name them.
+# Floating types a weight may have, with bytes per element. Others are what quantized checkpoints keep their parts in, or are
+# listed so that a message can name them.
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-OTHER_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8": 1}
+OTHER_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+}
 DTYPE_BYTES = FLOAT_BYTES | OTHER_BYTES
 
 # Where a row's elements lie further apart than this, reading them one by one costs less than reading the span between them.
 _SPARSE_STRIDE_BYTES = 4096
 _GATHER_COLUMNS = 1024
+# What a transposed read holds of the file at a time.
+_BLOCK_BYTES = 1024 * 1024
 
 
 class WeightFile:
@@ -128,6 +149,18 @@ class StridedRows:
 
 
 @dataclass(frozen=True)
+class BlockRows:
+    """Rows of `row_bytes` each that follow one another from byte `offset` on, whatever blocks they are made of."""
+
+    file: WeightFile
+    offset: int
+    row_bytes: int
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        self.file.read_into(out[: count * self.row_bytes], self.offset + first * self.row_bytes)
+
+
+@dataclass(frozen=True)
 class ConstantRows:
     """Rows of a small tensor that no file holds, such as the RoPE factors computed from the configuration."""
 
@@ -138,11 +171,57 @@ class ConstantRows:
 
 
 @dataclass(frozen=True)
+class ColumnsAsRows:
+    """The columns of another tensor as rows, for matrices that are stored (in, out); reads whole rows in blocks."""
+
+    source: SourceTensor
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        source = self.source
+        itemsize = DTYPE_BYTES[source.dtype]
+        columns = out.reshape(count, source.rows, itemsize)
+        step = max(1, _BLOCK_BYTES // source.row_bytes)
+        for begin in range(0, source.rows, step):
+            rows = min(step, source.rows - begin)
+            raw, scratch = np.empty((2, rows * source.row_bytes), np.uint8)
+            source.read_rows(begin, rows, raw, scratch)
+            block = raw.reshape(rows, source.columns, itemsize)[:, first : first + count]
+            columns[:, begin : begin + rows] = block.transpose(1, 0, 2)
+
+
+@dataclass(frozen=True)
+class ShiftedRows:
+    """The values of another tensor plus `shift`, computed in that tensor's dtype as torch would (BF16 gives F32)."""
+
+    source: SourceTensor
+    shift: float
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        values = float_rows(self.source, first, count) + np.float32(self.shift)
+        kind = np.float16 if self.source.dtype == "F16" else np.float32
+        out[:] = values.astype(kind).view(np.uint8).ravel()
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Vectors of equal length, one after the other, as the rows of a matrix."""
+
+    parts: tuple[SourceTensor, ...]
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        size = len(out) // count
+        scratch = np.empty(size, np.uint8)
+        for row, part in enumerate(self.parts[first : first + count]):
+            part.read_rows(0, part.rows, out[row * size : (row + 1) * size], scratch)
+
+
+@dataclass(frozen=True)
 class SourceTensor:
     """A tensor of a checkpoint: `shape` as torch gives it, `dtype` in safetensors' spelling, and how to read its rows.
 
-    A 1-D tensor counts as rows of one element. `order` gives, for each row, its index in the file: fused matrices are taken
-    apart and rotary rows permuted by choosing rows, never by moving weights.
+    From a GGUF file `dtype` may also be a ggml type, whose rows are whole blocks. A 1-D tensor counts as rows of one element.
+    `order` gives, for each row, its index in the file: fused matrices are taken apart and rotary rows permuted by choosing
+    rows, never by moving weights.
     """
 
     name: str
@@ -161,7 +240,8 @@ class SourceTensor:
 
     @property
     def row_bytes(self) -> int:
-        return self.columns * DTYPE_BYTES[self.dtype]
+        size = DTYPE_BYTES.get(self.dtype)
+        return ggml_row_bytes(self.dtype, self.columns) if size is None else self.columns * size
 
     def select_rows(self, order: RowOrder, name: str | None = None) -> SourceTensor:
         """The same tensor with row i read from row `order[i]`."""
@@ -170,6 +250,19 @@ class SourceTensor:
             raise TensorMismatchError(f"tensor {self.name} has {self.rows} rows where the configuration needs {highest + 1}")
         combined = order if self.order is None else self.order[order]
         return replace(self, name=name or self.name, shape=(len(order), *self.shape[1:]), order=combined)
+
+    def transposed(self) -> SourceTensor:
+        """The same matrix with rows and columns exchanged, for layers that are stored (in, out)."""
+        reader: RowReader = ColumnsAsRows(self)
+        strided = self.reader
+        if isinstance(strided, StridedRows) and self.order is None:
+            reader = replace(strided, row_stride=strided.column_stride, column_stride=strided.row_stride, columns=self.rows)
+        return SourceTensor(self.name, (self.columns, self.rows), self.dtype, reader)
+
+    def shifted(self, shift: float) -> SourceTensor:
+        """The same tensor with `shift` added to every value."""
+        dtype = "F16" if self.dtype == "F16" else "F32"
+        return SourceTensor(self.name, self.shape, dtype, ShiftedRows(self, shift))
 
     def read_rows(self, first: int, count: int, out: Bytes, scratch: Bytes) -> None:
         """Fills `out` (count * row_bytes) with rows; `scratch`, as large, is used when the rows have an order of their own."""
@@ -186,6 +279,26 @@ class SourceTensor:
         back = np.empty(count, np.int64)
         back[by_place] = np.arange(count)
         np.take(scratch.reshape(count, row_bytes), back, axis=0, out=out.reshape(count, row_bytes))
+
+
+def float_rows(tensor: SourceTensor, first: int, count: int) -> Floats:
+    """Rows `first` to `first + count` as float32, (count, columns); for F32, F16, BF16 and the quantized ggml types."""
+    raw, scratch = np.empty((2, count * tensor.row_bytes), np.uint8)
+    tensor.read_rows(first, count, raw, scratch)
+    if tensor.dtype == "F32":
+        return raw.view(np.float32).reshape(count, tensor.columns)
+    floats = np.empty((count, tensor.columns), np.float32)
+    native.widen(tensor.dtype, raw.ctypes.data, floats.ctypes.data, floats.size)
+    return floats
+
+
+def stacked(name: str, parts: Sequence[SourceTensor]) -> SourceTensor:
+    """The (count, length) matrix whose rows are these vectors; TensorMismatchError when they differ in length or dtype."""
+    length, dtype = parts[0].rows, parts[0].dtype
+    for part in parts:
+        if part.shape != (length,) or part.dtype != dtype:
+            raise TensorMismatchError(f"tensor {part.name} does not have the length and dtype of {parts[0].name}")
+    return SourceTensor(name, (len(parts), length), dtype, StackedRows(tuple(parts)))
 
 
 def file_tensor(

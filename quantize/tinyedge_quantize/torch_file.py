@@ -50,8 +50,8 @@ _DTYPES = {
     "torch.uint16": "U16",
     "torch.uint8": "U8",
     "torch.bool": "BOOL",
-    "torch.float8_e4m3fn": "F8",
-    "torch.float8_e5m2": "F8",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
 }
 # Objects that training scripts save beside the weights. They are never imported; they become Inert values.
 _INERT = frozenset(

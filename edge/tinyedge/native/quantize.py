@@ -18,22 +18,53 @@ def _kernels() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         function.restype = None
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return library
 
 
-def quantize_rows(ggml_type: str, source: int, target: int, rows: int, columns: int) -> int:
+class _TypeTraits(ctypes.Structure):
+    """ggml.h, struct ggml_type_traits."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def quantize_rows(ggml_type: str, source: int, target: int, rows: int, columns: int, importance: int | None = None) -> int:
     """Quantizes `rows` rows of float32 at address `source` into `target`; the number of bytes written.
 
-    `columns` must be a multiple of the type's block. The caller owns both buffers and their sizes.
+    `columns` must be a multiple of the type's block. `importance` is the address of `columns` float32 weights, one for each
+    column, or None. The caller owns all buffers and their sizes.
     """
-    written: int = _kernels().ggml_quantize_chunk(type_named(ggml_type).id, source, target, 0, rows, columns, None)
+    written: int = _kernels().ggml_quantize_chunk(type_named(ggml_type).id, source, target, 0, rows, columns, importance)
     return written
 
 
 def widen(dtype: str, source: int, target: int, count: int) -> None:
-    """Converts `count` BF16 or F16 values at address `source` to float32 at `target`."""
-    function = {"BF16": "ggml_bf16_to_fp32_row", "F16": "ggml_fp16_to_fp32_row"}[dtype]
-    getattr(_kernels(), function)(source, target, count)
+    """Converts `count` values of a type other than F32 at address `source` to float32 at `target`."""
+    function = _WIDENING.get(dtype)
+    if function is not None:
+        getattr(_kernels(), function)(source, target, count)
+        return
+    _kernels().ggml_get_type_traits(type_named(dtype).id).contents.to_float(source, target, count)
+
+
+_WIDENING = {"BF16": "ggml_bf16_to_fp32_row", "F16": "ggml_fp16_to_fp32_row"}
+
+
+def is_valid(ggml_type: str, source: int, size: int) -> bool:
+    """Whether `size` bytes of whole blocks at address `source` hold no NaN or infinite value or scale."""
+    valid: bool = _kernels().ggml_validate_row_data(type_named(ggml_type).id, source, size)
+    return valid
 
 
 def load_kernels() -> None:
