@@ -16,18 +16,31 @@ from tinyedge_quantize.layouts.arranged import Arranged, StateDict
 
 @dataclass(frozen=True)
 class Layout:
-    """One project's way: `recognises` its tensor names, `arrange` gives them Hugging Face's.
+    """One project's way: `recognises` its tensor names, `arrange` gives them Hugging Face's; `files` are those it writes.
 
     `arrange` takes the state dict, the folder its configuration lies in, and a configuration name from the user or None.
     """
 
+    project: str
+    files: str
     recognises: Callable[[StateDict], bool]
     arrange: Callable[[StateDict, Path, str | None], Arranged]
     takes_config_name: bool = False
 
 
 LAYOUTS = (
-    Layout(lit_gpt.recognises, lit_gpt.arrange, takes_config_name=True),
-    Layout(meta.recognises, meta.arrange),
-    Layout(huggingface.recognises, huggingface.arrange),
+    Layout(
+        "Lit-GPT, as TinyLlama's training writes it, and newer LitGPT",
+        "`lit_model.pth`, `iter-*-ckpt.pth`; `lit_config.json`, `model_config.yaml`, `config.json` or `--config tiny_LLaMA_1b`",
+        lit_gpt.recognises,
+        lit_gpt.arrange,
+        takes_config_name=True,
+    ),
+    Layout("Meta, llama2.c", "`consolidated.00.pth` and `params.json`; `*.pt`", meta.recognises, meta.arrange),
+    Layout(
+        "Hugging Face",
+        "`model.safetensors`, `pytorch_model.bin`, either in shards with an index; `config.json`",
+        huggingface.recognises,
+        huggingface.arrange,
+    ),
 )

@@ -1,26 +1,48 @@
-"""Hugging Face transformers: config.json beside the weights, names that start with `model.`."""
+"""Hugging Face transformers: config.json beside the weights, names as the model's class in transformers has them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from tinyedge_quantize.architectures import ARCHITECTURES, Architecture, architecture_of
 from tinyedge_quantize.config import read_json
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
+from tinyedge_quantize.tensors import SourceTensor
 
-# Buffers older transformers saved with the weights; the runtime computes them.
-_BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+_EMBEDDINGS = {name for row in ARCHITECTURES for name in (row.embedding, row.embedding.removeprefix(row.prefix))}
+# The text model inside one that also sees: older and newer transformers nest it differently.
+_TEXT_MODEL = "language_model."
+_OTHER_PARTS = ("vision_tower.", "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector.")
 
 
 def recognises(state: StateDict) -> bool:
-    return any(name.endswith("embed_tokens.weight") for name in state.tensors)
+    return any(_text_name(name) in _EMBEDDINGS for name in state.tensors)
 
 
 def arrange(state: StateDict, folder: Path, _config_name: str | None) -> Arranged:
-    config = read_json(folder / "config.json")
-    bare = "embed_tokens.weight" in state.tensors
-    tensors = {
-        (f"model.{name}" if bare and name != "lm_head.weight" else name): tensor
+    config = text_config(read_json(folder / "config.json"))
+    row = architecture_of(config)
+    return Arranged("huggingface", {**row.defaults, **config}, _full_names(state, row), "half")
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with that of its text model, if it has one, laid over it."""
+    inner = config.get("text_config")
+    return config | inner if isinstance(inner, dict) else config
+
+
+def _full_names(state: StateDict, row: Architecture) -> dict[str, SourceTensor]:
+    """The tensors under the names of the class with a language model head; buffers and other parts left out."""
+    named = {
+        _text_name(name): tensor
         for name, tensor in state.tensors.items()
-        if not name.endswith(_BUFFERS)
+        if not name.endswith(row.ignored) and not name.startswith(_OTHER_PARTS)
     }
-    return Arranged("huggingface", config, tensors, "half")
+    if row.embedding in named:
+        return named
+    return {(name if name == row.head else row.prefix + name): tensor for name, tensor in named.items()}
+
+
+def _text_name(name: str) -> str:
+    return name.replace(_TEXT_MODEL, "", 1)

@@ -58,7 +58,9 @@ _LAYER = re.compile(r"transformer\.h\.(\d{1,4})\.(.+)")
 
 
 def recognises(state: StateDict) -> bool:
-    return "transformer.wte.weight" in state.tensors and any(name.startswith("transformer.h.") for name in state.tensors)
+    # GPT-2 in Hugging Face's names has transformer.wte and transformer.h too, but calls its norms ln_1 and ln_2.
+    blocks = [name for name in state.tensors if name.startswith("transformer.h.")]
+    return "transformer.wte.weight" in state.tensors and bool(blocks) and not any(".ln_1." in name for name in blocks)
 
 
 def arrange(state: StateDict, folder: Path, config_name: str | None) -> Arranged:
