@@ -101,12 +101,16 @@ def test_vocab_json_and_merges_txt_serve_without_tokenizer_json(tmp_path: Path) 
         read(tmp_path, 258)
 
 
-def test_no_token_is_added_that_no_file_names(tmp_path: Path) -> None:
-    """llama.cpp would begin every text with token 11 for want of a bos token."""
+def test_no_token_is_added_that_the_tokenizer_does_not_add(tmp_path: Path) -> None:
+    """Under this name llama.cpp would begin every text with bos, or with token 11 for want of one."""
     put(tmp_path, "tokenizer.json", byte_level())
-    entries = read_tokenizer(tmp_path, BASE, {}, pre_tokenizer="llama-bpe")
-    assert entries["tokenizer.ggml.add_bos_token"].value is False
-    assert "tokenizer.ggml.add_bos_token" not in read_tokenizer(tmp_path, BASE, {"bos_token_id": 3}, "llama-bpe")
+    for config in ({}, {"bos_token_id": 3}):
+        entries = read_tokenizer(tmp_path, BASE, config, pre_tokenizer="llama-bpe")
+        assert entries["tokenizer.ggml.add_bos_token"].value is False
+    assert "tokenizer.ggml.add_bos_token" not in read_tokenizer(tmp_path, BASE, {"bos_token_id": 3}, "qwen2")
+    put(tmp_path, "tokenizer_config.json", {"add_bos_token": True, "bos_token": "!"})
+    entries = read_tokenizer(tmp_path, BASE, {"bos_token_id": 0}, pre_tokenizer="llama-bpe")
+    assert entries["tokenizer.ggml.add_bos_token"].value is True
 
 
 @pytest.mark.parametrize(

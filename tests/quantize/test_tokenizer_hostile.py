@@ -32,13 +32,16 @@ SETTINGS = {
 
 def write_folder(folder: Path, with_model: bool) -> None:
     """A complete folder that reads without an error."""
+    changes: dict[str, Any] = {}
     if with_model:
         put(folder, "tokenizer.model", sentencepiece_model())
-    tokens = [added(257, "<s>", True), added(258, "</s>", True), added(259, "<|x|>")]
+        changes["model"] = {"vocab": {text: row for row, (text, _, _) in enumerate(PIECES)}, "merges": []}
+    first, last = (1, len(PIECES)) if with_model else (257, 259)
+    tokens = [added(first, "<s>", True), added(first + 1, "</s>", True), added(last, "<|x|>")]
     pair = ("<s>", "A", "</s>", "B")
     steps = {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template("<s>", "A", "</s>", pair=pair)]}
-    put(folder, "tokenizer.json", byte_level(added_tokens=tokens, normalizer={"type": "NFC"}, post_processor=steps))
-    first = 1 if with_model else 257
+    changes |= {"added_tokens": tokens, "normalizer": {"type": "NFC"}, "post_processor": steps}
+    put(folder, "tokenizer.json", byte_level(**changes))
     described = {str(first + row): {"content": text, "special": True} for row, text in enumerate(("<s>", "</s>"))}
     put(folder, "tokenizer_config.json", {**SETTINGS, "added_tokens_decoder": described})
 

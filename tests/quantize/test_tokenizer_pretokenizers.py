@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import random
 import unicodedata
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from tokenizer_folders import BYTE_LEVEL, ONLY_BYTES, byte_level, put, sequence, split
+from vocabulary_only import llama_vocabulary
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.tokenizer import KNOWN_PRE_TOKENIZERS, read_tokenizer
@@ -185,46 +185,6 @@ def test_a_name_given_by_hand_must_be_known(tmp_path: Path) -> None:
         read_tokenizer(tmp_path, 300, {}, pre_tokenizer="llama-9")
 
 
-def vocabulary_file(path: Path, folder: Path, rows: int) -> Path:
-    """A GGUF of nothing but the vocabulary."""
-    gguf = pytest.importorskip("gguf")
-    types = gguf.GGUFValueType
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, entry in read_tokenizer(folder, rows, {}).items():
-        kind, items = types[entry.type.upper()], types[entry.item_type.upper()] if entry.item_type else None
-        writer.add_key_value(key, entry.value, kind, sub_type=items)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-class LlamaVocabulary:
-    """llama.cpp's own tokenizer on a vocabulary-only file."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = pytest.importorskip("llama_cpp").llama_cpp
-        self.library.llama_backend_init()
-        self.quiet = self.library.llama_log_callback(lambda *_: None)
-        self.library.llama_log_set(self.quiet, ctypes.c_void_p(0))
-        parameters = self.library.llama_model_default_params()
-        parameters.vocab_only = True
-        self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
-        assert self.model
-        self.vocab = self.library.llama_model_get_vocab(self.model)
-
-    def tokens(self, text: str) -> list[int]:
-        data = text.encode()
-        room = (self.library.llama_token * (len(data) + 8))()
-        count = self.library.llama_tokenize(self.vocab, data, len(data), room, len(room), False, True)
-        assert count >= 0
-        return list(room[:count])
-
-    def close(self) -> None:
-        self.library.llama_model_free(self.model)
-
-
 @pytest.mark.parametrize(("name", "definition", "normalizer", "ignore_merges"), DEFINITIONS, ids=IDS)
 def test_llama_cpp_tokenizes_as_the_definition_does(
     tmp_path: Path, name: str, definition: Mapping[str, Any], normalizer: Any, ignore_merges: bool
@@ -232,12 +192,9 @@ def test_llama_cpp_tokenizes_as_the_definition_does(
     pytest.importorskip("llama_cpp")
     reference = trained(definition, normalizer, ignore_merges)
     reference.save(str(tmp_path / "tokenizer.json"))
-    path = vocabulary_file(tmp_path / "vocab.gguf", tmp_path, reference.get_vocab_size())
-    vocabulary = LlamaVocabulary(path)
-    try:
-        skipped = APPROXIMATE.get(name, lambda _: False)
-        samples = [text for text in texts(1500, seed=2) if not skipped(text)]
+    skipped = APPROXIMATE.get(name, lambda _: False)
+    samples = [text for text in texts(1500, seed=2) if not skipped(text)]
+    entries = read_tokenizer(tmp_path, reference.get_vocab_size(), {})
+    with llama_vocabulary(tmp_path / "vocab.gguf", entries) as vocabulary:
         different = [text for text in samples if vocabulary.tokens(text) != reference.encode(text).ids]
-    finally:
-        vocabulary.close()
     assert not different, f"{name}: {len(different)} of {len(samples)} differ, the first {different[0]!a}"

@@ -174,6 +174,7 @@ def test_fast_llama_file_alone_gives_a_llama_vocabulary(tmp_path: Path) -> None:
         "tokenizer.json",
         {
             "added_tokens": [added_token(0, "<unk>", True), added_token(ROWS, "<|x|>", True), added_token(ROWS + 1, "<y>")],
+            "normalizer": {**steps[0], "pattern": {"String": " "}, "content": "\u2581"},
             "decoder": {"type": "Sequence", "decoders": steps},
             "model": {"type": "BPE", "byte_fallback": True, "vocab": {text: row for row, text in enumerate(pieces)}},
         },

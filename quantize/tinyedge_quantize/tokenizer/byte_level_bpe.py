@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from tinyedge_quantize.strangers import show
 
 from .added_tokens import AddedToken, check_pieces, read_added_tokens
 from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, wrong
-from .pretokenizers import ADDING_BOS, pre_tokenizer_of_class, recognise_pre_tokenizer
+from .pretokenizers import ADDING_BOS, family_name, pre_tokenizer_of_class, recognise_pre_tokenizer
 from .special import special_entries
 from .vocabulary import TokenType, Vocabulary, looks_special, refuse_more_than
 
@@ -21,17 +22,23 @@ _GPT2_SPECIALS = {"eos_token": "<|endoftext|>"}
 _UNSUPPORTED_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
-def read_byte_level_bpe(folder: TokenizerFolder, vocab_size: int, pre_tokenizer: str | None = None) -> dict[str, MetadataEntry]:
-    """The entries that conversion/base.py's `_set_vocab_gpt2` writes, the pre-tokenizer recognised or as given."""
+def read_byte_level_bpe(
+    folder: TokenizerFolder, vocab_size: int, pre_tokenizer: str | None, pre_names: Mapping[str, str]
+) -> dict[str, MetadataEntry]:
+    """The entries that conversion/base.py's `_set_vocab_gpt2` writes, the pre-tokenizer as given or recognised.
+
+    `pre_names` are the family's own names for recognised pre-tokenizers.
+    """
     if folder.tokenizer_json is None:
         pieces = check_pieces(read_json(folder.path / "vocab.json"), vocab_size, "vocab.json")
-        pre = pre_tokenizer or pre_tokenizer_of_class((folder.tokenizer_config or {}).get("tokenizer_class"))
+        recognised = pre_tokenizer_of_class((folder.tokenizer_config or {}).get("tokenizer_class")) if not pre_tokenizer else ""
         defaults, merges = _GPT2_SPECIALS if "<|endoftext|>" in pieces else {}, None
     else:
         model = _check_model(folder.tokenizer_json)
         pieces = check_pieces(model.get("vocab"), vocab_size, "tokenizer.json")
-        pre = pre_tokenizer or recognise_pre_tokenizer(folder.tokenizer_json, pieces)
+        recognised = recognise_pre_tokenizer(folder.tokenizer_json, pieces) if not pre_tokenizer else ""
         defaults, merges = {}, model.get("merges")
+    pre = pre_tokenizer or family_name(recognised, pre_names)
     joined = _merges(merges, pieces) or _merges_txt(folder, pieces)
     if not joined:
         raise TokenizerError("the tokenizer has no merges, without which llama.cpp cannot load a byte-level BPE")
@@ -39,16 +46,20 @@ def read_byte_level_bpe(folder: TokenizerFolder, vocab_size: int, pre_tokenizer:
     head = {"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string(pre)}
     head |= vocabulary.gpt2_entries() | {"tokenizer.ggml.merges": strings(joined)}
     special = special_entries(folder, vocab_size)
-    return head | special | _without_missing_tokens(special, pre)
+    return head | special | _without_extra_tokens(special, pre, described=folder.tokenizer_json is not None)
 
 
-def _without_missing_tokens(special: dict[str, MetadataEntry], pre: str) -> dict[str, MetadataEntry]:
-    """Flags that keep llama.cpp from adding a token nobody named: it would take number 11 (src/llama-vocab.cpp)."""
+def _without_extra_tokens(special: dict[str, MetadataEntry], pre: str, described: bool) -> dict[str, MetadataEntry]:
+    """Flags that keep llama.cpp from adding a token that the tokenizer does not add.
+
+    For want of a named token it would take number 11 (src/llama-vocab.cpp); and with some pre-tokenizers it begins a text
+    with bos by itself, which a tokenizer.json (`described`) does only by a post-processor.
+    """
     corrected: dict[str, MetadataEntry] = {}
     for kind, by_default in (("bos", pre in ADDING_BOS), ("eos", False)):
         flag = special.get(f"tokenizer.ggml.add_{kind}_token")
         adds = by_default if flag is None else flag.value
-        if adds and f"tokenizer.ggml.{kind}_token_id" not in special:
+        if adds and (f"tokenizer.ggml.{kind}_token_id" not in special or (flag is None and described)):
             corrected[f"tokenizer.ggml.add_{kind}_token"] = boolean(False)
     return corrected
 
@@ -102,19 +113,23 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-def _merges(merges: Any, pieces: dict[str, int]) -> list[str]:
-    """The merges as `left right`, from either of the forms tokenizer.json has had."""
-    joined: list[str] = []
+def read_merges(merges: Any, pieces: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs in either of the forms that tokenizer.json has had; TokenizerError for a pair that is not in `pieces`."""
+    pairs: list[tuple[str, str]] = []
     for merge in as_list([] if merges is None else merges, "merges in tokenizer.json"):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise wrong(merge, "a pair of tokens", f"merge {len(joined)} in tokenizer.json")
+            raise wrong(merge, "a pair of tokens", f"merge {len(pairs)} in tokenizer.json")
         left, right = parts
         if left not in pieces or right not in pieces or left + right not in pieces:
-            raise TokenizerError(f"merge {len(joined)} joins {show(left)} and {show(right)}, not all of them in the vocabulary")
-        # A space inside a token must not read as the separator; gguf writes its byte-level stand-in.
-        joined.append(f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}")
-    return joined
+            raise TokenizerError(f"merge {len(pairs)} joins {show(left)} and {show(right)}, not all of them in the vocabulary")
+        pairs.append((left, right))
+    return pairs
+
+
+def _merges(merges: Any, pieces: dict[str, int]) -> list[str]:
+    """The merges as `left right`; a space inside a token, which would read as the separator, is its byte-level letter."""
+    return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in read_merges(merges, pieces)]
 
 
 def _merges_txt(folder: TokenizerFolder, pieces: dict[str, int]) -> list[str]:

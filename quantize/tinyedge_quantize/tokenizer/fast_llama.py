@@ -1,4 +1,8 @@
-"""The `llama` vocabulary of a `tokenizer.json` that holds SentencePiece-like pieces: Llama 2's fast tokenizer alone."""
+"""The `llama` vocabulary of a `tokenizer.json` that holds SentencePiece-like pieces: Llama 2's or Gemma's tokenizer alone.
+
+transformers 5 saves such tokenizers without tokenizer.model. The converter gives every piece the score -1000, and llama.cpp
+then joins from the left whatever can be joined; the order of the merges says what joins first, so scores are made of it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import re
 from typing import Any
 
 from .added_tokens import check_pieces, named_special_tokens, read_added_tokens
+from .byte_level_bpe import read_merges
 from .files import TokenizerFolder, as_dict
-from .vocabulary import ADDED_SCORE, TokenType, Vocabulary, refuse_more_than
+from .vocabulary import ADDED_SCORE, TokenType, Vocabulary, looks_special, refuse_more_than
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Tokenizer classes that have no special tokens of their own; the others that read such a file are Llama's.
@@ -28,7 +33,7 @@ def is_fast_llama(tokenizer_json: dict[str, Any]) -> bool:
 
 
 def read_fast_llama(folder: TokenizerFolder, vocab_size: int) -> Vocabulary:
-    """The rows that gguf's LlamaHfVocab gives; every score is -1000, for tokenizer.json has none.
+    """The rows that gguf's LlamaHfVocab gives, with scores by which llama.cpp joins pieces in the order of the merges.
 
     Where gguf stops at the last token, rows without one are filled as for `tokenizer.model`, because llama.cpp refuses a
     file whose embedding has more rows than the vocabulary.
@@ -41,12 +46,26 @@ def read_fast_llama(folder: TokenizerFolder, vocab_size: int) -> Vocabulary:
     specials = named_special_tokens(folder, defaults)
     last = max([*pieces.values(), *(token.token_id for token in added)])
     refuse_more_than(vocab_size, last + 1, "tokenizer.json")
+    scores = _scores(model.get("merges"), pieces)
     vocabulary = Vocabulary(vocab_size)
     for text, row in pieces.items():
-        control = TokenType.CONTROL if text in specials else TokenType.NORMAL
-        vocabulary.put(row, text, ADDED_SCORE, TokenType.BYTE if _BYTE_PIECE.fullmatch(text) else control)
+        kind = TokenType.BYTE if _BYTE_PIECE.fullmatch(text) else TokenType.NORMAL
+        vocabulary.put(row, text, scores.get(text, ADDED_SCORE), TokenType.CONTROL if text in specials else kind)
     for token in added:
+        named = token.text in specials
         if token.text not in pieces:
-            kind = TokenType.CONTROL if token.text in specials else TokenType.USER_DEFINED
+            kind = TokenType.CONTROL if named else TokenType.USER_DEFINED
             vocabulary.put(token.token_id, token.text, ADDED_SCORE, kind)
+        elif "\u2581" not in token.text:
+            # gguf makes these normal pieces, which llama.cpp does not find whole in a text. Runs of spaces are found by
+            # joining, and only as normal pieces they read as spaces.
+            kind = TokenType.CONTROL if named or token.special or looks_special(token.text) else TokenType.USER_DEFINED
+            vocabulary.put(token.token_id, token.text, scores.get(token.text, ADDED_SCORE), kind)
     return vocabulary
+
+
+def _scores(merges: Any, pieces: dict[str, int]) -> dict[str, float]:
+    """0 for the piece that the first merge makes, -1 for the next one, and so on; other pieces come after them all."""
+    joined = dict.fromkeys(left + right for left, right in read_merges(merges, pieces))
+    scores = {text: -float(place) for place, text in enumerate(joined)}
+    return dict.fromkeys(pieces, -float(len(joined))) | scores if joined else {}

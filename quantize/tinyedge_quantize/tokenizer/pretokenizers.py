@@ -7,6 +7,7 @@ names split alike, the table has the one whose tokenizer is defined in just this
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,21 @@ from tinyedge_quantize.strangers import show
 
 from .files import as_dict, as_list
 
+_SHOWN = 300
 _REMEDY = "name llama.cpp's pre-tokenizer with --pre-tokenizer NAME, for example gpt-2, llama-bpe, qwen2 or smollm"
 
 # The steps of a definition, written as short texts: `digit` and `digits` for Digits, `gpt2` for ByteLevel with its own
 # regular expression, `punctuation` for Punctuation(Contiguous), and any other text for Split by that regular expression.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPELLINGS = (
+    ("\r", r"\r"),
+    ("\n", r"\n"),
+    ("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", _CONTRACTIONS),
+    ("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS),
+    ("]?+", "]?"),
+    ("]++", "]+"),
+    (r"\p{L}++", r"\p{L}+"),
+)
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
@@ -32,7 +43,7 @@ _GPT4O = (
     r"|\p{N}{1,3}" + _SLASH_TAIL
 )
 _SEED_CODER = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-_BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+_BAILING = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 _MINICPM5 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+" + _TAIL
 _DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+".replace(r"\"", '"')
@@ -123,6 +134,17 @@ ADDING_BOS = frozenset(
     ]
 )
 
+# Names whose regular expressions and treatment of merges are the same in src/llama-vocab.cpp (llm_tokenizer_bpe and the
+# chain of `tokenizer_pre ==`): a family may be called by any name of the group its tokenizer is recognised as.
+_ALIKE = (
+    frozenset(["gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling", "mellum", "gigachat", "exaone4"]),
+    frozenset(["smollm", "command-r", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"]),
+    frozenset(["qwen2", "stablelm2", "megrez", "hunyuan", "deepseek-r1-qwen", "grok-2"]),
+    frozenset(["dbrx", "smaug-bpe", "chatglm-bpe"]),
+    frozenset(["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "midm-2.0", "pixtral"]),
+    frozenset(["gpt-4o", "llama4", "kanana2", "talkie"]),
+)
+
 # Slow tokenizers keep the definition in their code; these two are known.
 _CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 
@@ -142,6 +164,13 @@ def pre_tokenizer_of_class(tokenizer_class: Any) -> str:
     return _CLASSES[name]
 
 
+def family_name(recognised: str, names: Mapping[str, str]) -> str:
+    """The family's own name for a recognised pre-tokenizer, which must split text in the same way."""
+    name = names.get(recognised, recognised)
+    assert name == recognised or any({name, recognised} <= group for group in _ALIKE), f"{name} does not split as {recognised}"
+    return name
+
+
 def recognise_pre_tokenizer(tokenizer_json: dict[str, Any], pieces: dict[str, int]) -> str:
     """llama.cpp's name for the definition in tokenizer.json; TokenizerError when none splits text in the same way."""
     steps = tuple(_steps(tokenizer_json.get("pre_tokenizer")))
@@ -153,9 +182,16 @@ def recognise_pre_tokenizer(tokenizer_json: dict[str, Any], pieces: dict[str, in
     for rule in _RULES:
         if rule.steps == steps and rule.ignore_merges == ignore_merges:
             return rule.nfc_name if nfc and rule.nfc_name else rule.name
-    shown = " > ".join(show(step) for step in steps[:8]) or "nothing"
     merges = ", ignoring merges" if ignore_merges else ""
-    raise TokenizerError(f"the pre-tokenizer in tokenizer.json is not one that llama.cpp has ({shown}{merges})", _REMEDY)
+    raise TokenizerError(
+        f"the pre-tokenizer in tokenizer.json is not one that llama.cpp has ({_shown(steps)}{merges})", _REMEDY
+    )
+
+
+def _shown(steps: tuple[str, ...]) -> str:
+    """The definition for people: expressions as they are written, whatever a terminal could take for a command escaped."""
+    text = " > ".join(ascii(step[:_SHOWN])[1:-1].replace("\\\\", "\\") for step in steps[:_SHOWN]) or "nothing"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _has_numbers(pieces: dict[str, int]) -> bool:
@@ -211,13 +247,18 @@ def _step(kind: str, fields: dict[str, Any]) -> str:
         covers_all = regex.endswith(r"|\s+")
         how = (fields.get("behavior"), fields.get("invert"))
         # Matches kept apart from what lies between them; or only the matches kept, when nothing lies between.
-        if how == ("Isolated", False) or (how == ("Removed", True) and covers_all):
+        if how[0] == "Isolated" or (how == ("Removed", True) and covers_all):
             return regex
         return f"Split {how[0]} {regex}"
     return f"{kind} {show(fields)}"
 
 
 def _canonical(regex: str) -> str:
-    """The same expression in the table's spelling: escapes for line ends, contractions without case spelled out."""
-    spelled_out = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-    return regex.replace("\r", r"\r").replace("\n", r"\n").replace(spelled_out, _CONTRACTIONS)
+    """The same expression in the table's spelling.
+
+    Line ends become escapes, the English contractions those of Llama 3, and quantifiers that give nothing back plain ones:
+    where the table has them, what follows could not match what they would give back.
+    """
+    for spelling, same in _SPELLINGS:
+        regex = regex.replace(spelling, same)
+    return regex

@@ -1,8 +1,8 @@
-"""The vocabulary in a SentencePiece `tokenizer.model`, read without the sentencepiece library.
+"""A SentencePiece `tokenizer.model`, read without the sentencepiece library.
 
-The file is a protobuf message of which GGUF needs three fields per piece, so a page of Python reads it: no native code meets
-a file from a stranger, and there is one dependency less. Field numbers are those of sentencepiece_model.proto; the tests
-compare every piece with the library's, on the Llama tokenizer and on mutated files.
+The file is a protobuf message of which GGUF needs three fields per piece and a few settings, so two pages of Python read it: no
+native code meets a file from a stranger, and there is one dependency less. Field numbers are those of
+sentencepiece_model.proto; the tests compare every piece with the library's, on the Llama tokenizer and on mutated files.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.strangers import show
 
-_VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
-_PIECES, _PIECE, _SCORE, _TYPE = 1, 1, 2, 3
-_MAX_GROUP_DEPTH = 32
+from .protobuf import BYTES, FIXED32, VARINT, WireError, fields, signed32
+
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECE, _SCORE, _TYPE = 1, 2, 3
+_MODEL_TYPE, _SPACE_AS_SUFFIX, _BOS_ID, _EOS_ID = 3, 24, 41, 42
+_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES = 2, 3, 4
 _FLOAT = struct.Struct("<f")
 # A piece as the library writes it: text of up to 127 bytes, score, and a type when it is not NORMAL.
 _USUAL_PIECE = re.compile(rb"\x0a([\x01-\x7f])(.+)\x15(.{4})(?:\x18([\x01-\x06]))?", re.DOTALL)
@@ -41,6 +44,18 @@ class PieceType(IntEnum):
 _PIECE_TYPES = frozenset(map(int, PieceType))
 
 
+class ModelType(IntEnum):
+    """TrainerSpec.ModelType: how the pieces of a text are chosen."""
+
+    UNIGRAM = 1
+    BPE = 2
+    WORD = 3
+    CHAR = 4
+
+
+_MODEL_TYPES = frozenset(map(int, ModelType))
+
+
 class Piece(NamedTuple):
     """One vocabulary entry: its text as UTF-8, its score, and its `PieceType` number."""
 
@@ -49,31 +64,94 @@ class Piece(NamedTuple):
     type: int
 
 
+@dataclass
+class SentencePieceModel:
+    """What a tokenizer.model says; defaults are those of sentencepiece_model.proto.
+
+    `charsmap` is the compiled normalization table, empty for none. Ids are negative for tokens that the model does not have.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    model_type: int = ModelType.UNIGRAM
+    space_as_suffix: bool = False
+    dummy_prefix: bool = True
+    remove_extra_spaces: bool = True
+    charsmap: bytes = b""
+    bos_id: int = 1
+    eos_id: int = 2
+
+    @property
+    def unknown_id(self) -> int:
+        """The row of the one unknown piece."""
+        return next(row for row, piece in enumerate(self.pieces) if piece.type == PieceType.UNKNOWN)
+
+
 def is_tiktoken(data: bytes) -> bool:
     """True for Meta Llama 3's `tokenizer.model`: lines of a base64 token and its rank."""
     return _TIKTOKEN_LINE.match(data[:4096]) is not None
 
 
 def parse_pieces(data: bytes) -> list[Piece]:
-    """The pieces in id order. TokenizerError for a damaged file and for what the sentencepiece library refuses to load."""
-    pieces: list[Piece] = []
+    """The pieces in id order; errors as for `parse_model`."""
+    return parse_model(data).pieces
+
+
+def parse_model(data: bytes) -> SentencePieceModel:
+    """The model. TokenizerError for a damaged file and for what the sentencepiece library refuses to load."""
+    model = SentencePieceModel()
+    try:
+        _read_model(data, model)
+    except WireError as error:
+        raise _damaged(str(error)) from None
     seen: set[bytes] = set()
     unknown = 0
-    for field, wire, value in _fields(data):
-        if field != _PIECES or wire != _BYTES:
-            continue
-        assert isinstance(value, bytes)
-        piece = _parse_piece(value, len(pieces))
+    for row, piece in enumerate(model.pieces):
         if piece.text in seen:
-            raise _damaged(f"piece {len(pieces)} repeats the text {show(piece.text.decode())}")
+            raise _damaged(f"piece {row} repeats the text {show(piece.text.decode())}")
         seen.add(piece.text)
         unknown += piece.type == PieceType.UNKNOWN
-        pieces.append(piece)
-    if not pieces:
+    if not model.pieces:
         raise _damaged("it holds no pieces")
     if unknown != 1:
         raise _damaged(f"it has {unknown} unknown pieces where SentencePiece has one")
-    return pieces
+    return model
+
+
+def _read_model(data: bytes, model: SentencePieceModel) -> None:
+    for number, wire, value in fields(data):
+        if wire != BYTES:
+            continue
+        assert isinstance(value, bytes)
+        if number == _PIECES:
+            model.pieces.append(_parse_piece(value, len(model.pieces)))
+        elif number == _TRAINER:
+            _read_trainer(value, model)
+        elif number == _NORMALIZER:
+            _read_normalizer(value, model)
+
+
+def _read_trainer(message: bytes, model: SentencePieceModel) -> None:
+    for number, wire, value in fields(message):
+        if wire != VARINT or not isinstance(value, int):
+            continue
+        if number == _MODEL_TYPE and value in _MODEL_TYPES:
+            model.model_type = value
+        elif number == _SPACE_AS_SUFFIX:
+            model.space_as_suffix = value != 0
+        elif number == _BOS_ID:
+            model.bos_id = signed32(value)
+        elif number == _EOS_ID:
+            model.eos_id = signed32(value)
+
+
+def _read_normalizer(message: bytes, model: SentencePieceModel) -> None:
+    for number, wire, value in fields(message):
+        if number == _CHARSMAP and wire == BYTES and isinstance(value, bytes):
+            model.charsmap = value
+        elif number == _DUMMY_PREFIX and wire == VARINT:
+            model.dummy_prefix = value != 0
+        elif number == _REMOVE_SPACES and wire == VARINT:
+            model.remove_extra_spaces = value != 0
 
 
 def _parse_piece(message: bytes, index: int) -> Piece:
@@ -97,81 +175,14 @@ def _parse_piece(message: bytes, index: int) -> Piece:
 def _parse_unusual_piece(message: bytes) -> tuple[bytes, float, int]:
     """The same three fields in any order and form that protobuf allows."""
     text, score, kind = b"", 0.0, int(PieceType.NORMAL)
-    for field, wire, value in _fields(message):
-        if field == _PIECE and isinstance(value, bytes) and wire == _BYTES:
+    for number, wire, value in fields(message):
+        if number == _PIECE and isinstance(value, bytes) and wire == BYTES:
             text = value
-        elif field == _SCORE and isinstance(value, bytes) and wire == _FIXED32:
+        elif number == _SCORE and isinstance(value, bytes) and wire == FIXED32:
             score = _FLOAT.unpack(value)[0]
-        elif field == _TYPE and isinstance(value, int) and value in _PIECE_TYPES:
+        elif number == _TYPE and isinstance(value, int) and value in _PIECE_TYPES:
             kind = value  # protobuf keeps the earlier value when it does not know the new one
     return text, score, kind
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """(field number, wire type, value) of a protobuf message; the value is an int for a varint and bytes otherwise."""
-    position, end = 0, len(data)
-    while position < end:
-        tag, position = _varint(data, position)
-        field, wire = tag >> 3, tag & 7
-        if not 0 < field < 2**29:
-            raise _damaged(f"a field number of {field} at byte {position}")
-        if wire == _VARINT:
-            number, position = _varint(data, position)
-            yield field, wire, number
-            continue
-        if wire == _START_GROUP:
-            position = _skip_group(data, position, field, 1)
-            continue
-        if wire == _BYTES:
-            size, position = _varint(data, position)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-        else:
-            raise _damaged(f"a field of wire type {wire} at byte {position}")
-        if size > end - position:
-            raise _damaged(f"a field of {size} bytes at byte {position} runs past the end")
-        yield field, wire, data[position : position + size]
-        position += size
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The base-128 number at `position`, and the position after it."""
-    result = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise _damaged("it ends inside a number")
-        byte = data[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result & (2**64 - 1), position
-    raise _damaged(f"a number of more than ten bytes before byte {position}")
-
-
-def _skip_group(data: bytes, position: int, field: int, depth: int) -> int:
-    """The position after a group, protobuf's oldest nesting, which SentencePiece never writes."""
-    if depth > _MAX_GROUP_DEPTH:
-        raise _damaged("groups nested too deeply")
-    while True:
-        tag, position = _varint(data, position)
-        inner, wire = tag >> 3, tag & 7
-        if wire == _END_GROUP:
-            if inner != field:
-                raise _damaged(f"group {field} is closed as group {inner}")
-            return position
-        if wire == _START_GROUP:
-            position = _skip_group(data, position, inner, depth + 1)
-        elif wire == _VARINT:
-            _, position = _varint(data, position)
-        elif wire in (_BYTES, _FIXED32, _FIXED64):
-            size = {_FIXED32: 4, _FIXED64: 8}.get(wire, 0)
-            if wire == _BYTES:
-                size, position = _varint(data, position)
-            position += size
-            if position > len(data):
-                raise _damaged("a group runs past the end")
-        else:
-            raise _damaged(f"a field of wire type {wire} at byte {position}")
 
 
 def _damaged(problem: str) -> TokenizerError:

@@ -49,8 +49,13 @@ class Vocabulary:
 
     def llama_entries(self) -> dict[str, MetadataEntry]:
         """The arrays of a `llama` vocabulary. TokenizerError for rows that would make llama.cpp abort the process."""
-        self._check_distinct()
         self._check_bytes()
+        return self.unigram_entries()
+
+    def unigram_entries(self) -> dict[str, MetadataEntry]:
+        """The arrays of a `t5` vocabulary. TokenizerError for rows that would make llama.cpp abort the process."""
+        self._check_distinct()
+        self._check_byte_texts()
         return {
             "tokenizer.ggml.tokens": strings(self.tokens),
             "tokenizer.ggml.scores": floats(self.scores),
@@ -88,6 +93,8 @@ class Vocabulary:
                 "and llama.cpp cannot spell unknown characters without them",
                 "train or take a tokenizer with byte fallback",
             )
+
+    def _check_byte_texts(self) -> None:
         for row, kind in enumerate(self.types):
             if kind == TokenType.BYTE and not _BYTE_PIECE.fullmatch(self.tokens[row]):
                 raise TokenizerError(f"token {row} is a byte piece but reads {show(self.tokens[row].decode())}")
