@@ -1,0 +1,58 @@
+"""`tinyedge lora`: a PEFT adapter becomes a GGUF file that `run` and `chat` apply with --lora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyedge.cli.output import format_bytes, print_json, printable, status
+
+_TYPES = ("F32", "F16", "BF16")
+
+
+def lora(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter, or its weight file.")],
+    base: Annotated[
+        Path, typer.Option("--base", metavar="CHECKPOINT", help="The model it was trained on; its config.json is enough.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="GGUF file or folder.", show_default="ADAPTER-TYPE.gguf")
+    ] = None,
+    type_name: Annotated[str, typer.Option("--type", "-t", metavar="[F32|F16|BF16]", help="Type of the matrices.")] = "F32",
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Turn a PEFT LoRA adapter into a GGUF file for use at run time.
+
+    Reads LoRA and rsLoRA adapters as PEFT, Unsloth and TRL save them. DoRA and whole trained layers must be merged into
+    the weights instead: tinyedge quantize BASE --lora ADAPTER.
+
+    Example: tinyedge lora my-adapter --base TinyLlama-1.1B-Chat-v1.0 -o my-adapter.gguf
+    """
+    wanted = type_name.upper()
+    if wanted not in _TYPES:
+        raise typer.BadParameter(f"{printable(type_name)} is none of {', '.join(_TYPES)}", param_hint="--type")
+    from tinyedge.cli.quantize import output_path
+    from tinyedge_quantize.lora import open_adapter
+    from tinyedge_quantize.lora.adapter_gguf import base_config, write_adapter
+
+    with open_adapter(adapter) as opened:
+        written = write_adapter(opened, base_config(base), output_path(adapter, output, wanted), wanted)
+    if json_output:
+        print_json(
+            {
+                "path": str(written.path),
+                "kind": written.kind,
+                "architecture": written.architecture,
+                "type": written.type,
+                "alpha": written.alpha,
+                "modules": written.modules,
+                "bytes": written.bytes,
+            }
+        )
+        return
+    status(
+        f"{printable(str(written.path))}: {format_bytes(written.bytes)}, {written.kind} for {written.modules} modules of a "
+        f"{written.architecture} model, {written.type}; use it with --lora {printable(str(written.path))}"
+    )
