@@ -137,6 +137,27 @@ install() {
     .venv/bin/pip install --quiet --editable ".${1:-}"
 }
 
+# llama.cpp's own converter, which the tests compare with: the sources of the llama-cpp-python that is installed.
+reference_source() {
+    [ -n "${TINYEDGE_LLAMA_SOURCE:-}" ] && return
+    TINYEDGE_LLAMA_SOURCE=$(.venv/bin/python - <<'PY'
+import tempfile
+from pathlib import Path
+
+from tinyedge_targets.cache import cache_folder
+from tinyedge_targets.sdist import fetch_sdist, installed_version, unpack
+
+sdist = fetch_sdist(installed_version(), cache_folder("logs") / "download.log")
+kept = cache_folder("sources") / sdist.sha256[:16]
+if not kept.is_dir():
+    with tempfile.TemporaryDirectory(dir=kept.parent) as new:
+        (unpack(sdist, Path(new)) / "vendor/llama.cpp").rename(kept)
+print(kept)
+PY
+    ) || fail "the sources of llama-cpp-python could not be had"
+    export TINYEDGE_LLAMA_SOURCE
+}
+
 case ${1:-} in
 install)
     install
@@ -152,6 +173,7 @@ test)
     if [ -n "${TINYEDGE_TORCH:-}" ]; then
         .venv/bin/pip install --quiet "torch==$TINYEDGE_TORCH"
         .venv/bin/pip install --quiet --editable ".[reference]"
+        reference_source
     fi
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .

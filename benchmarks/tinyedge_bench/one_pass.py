@@ -1,11 +1,12 @@
 """Quantizing in one pass against llama.cpp's two steps: time, peak memory, sizes, in turn on one machine.
 
-    python -m tinyedge_bench.one_pass [--checkpoint DIR] [--runs 3] [--types Q4_K_M,Q8_0]
+    python -m tinyedge_bench.one_pass [--checkpoint DIR] [--runs 3] [--types Q4_K_M,Q8_0,Q6_K,IQ4_XS,Q4_K_M+imatrix]
         [--llama-cpp-bin DIR] [--llama-cpp-convert convert_hf_to_gguf.py] [--keep NAME]
 
 Without --checkpoint a TinyLlama-1.1B-shaped one with random weights is made (2.2 GB). `--llama-cpp-bin` is the folder that
 holds llama-quantize; the converter is looked for beside and above it unless it is named, and needs torch and transformers in
-the Python that --llama-cpp-python names. Each run measures ours, then theirs, and the ratio is taken run by run.
+the Python that --llama-cpp-python names. Each run measures ours, then theirs, and the ratio is taken run by run; their first
+step is the same for every type and measured once a run. `+imatrix` quantizes with an importance matrix of random weights.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_bench.results import Finished, keep, median, run_command
+from tinyedge_quantize.checkpoint import open_checkpoint
+from tinyedge_quantize.imatrix_file import write_imatrix
+from tinyedge_quantize.importance import DEFAULT_CHUNK, Imatrix, SquareSums
+from tinyedge_quantize.plan import make_plan
+from tinyedge_quantize.recipes import find_recipe
 
 SHAPE = "tinyllama-1.1b"
+WITH_IMATRIX = "+imatrix"
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,9 @@ class Peer:
         """Checkpoint to BF16 GGUF, which loses nothing and is the smallest step between."""
         return run_command([self.python, str(self.converter), str(checkpoint), "--outtype", "bf16", "--outfile", str(target)])
 
-    def quantize(self, source: Path, target: Path, type_name: str) -> Finished:
-        return run_command([str(self.quantizer), str(source), str(target), type_name])
+    def quantize(self, source: Path, target: Path, type_name: str, imatrix: Path | None) -> Finished:
+        options = [] if imatrix is None else ["--imatrix", str(imatrix)]
+        return run_command([str(self.quantizer), *options, str(source), str(target), type_name])
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Samples:
             "seconds": median([run.seconds for run in self.ours]),
             "seconds_all": [round(run.seconds, 3) for run in self.ours],
             "peak_rss_bytes": max(run.peak_rss_bytes for run in self.ours),
+            "busy": median([run.busy for run in self.ours]),
             "bytes": self.bytes,
         }
         if self.quantizes:
@@ -85,18 +96,42 @@ def measure(checkpoint: Path, types: list[str], runs: int, peer: Peer | None, fo
     """The summary of each type, ours and theirs in turn; files go to `folder` and are deleted."""
     samples = {name: Samples() for name in types}
     ours, bf16, theirs = folder / "ours.gguf", folder / "bf16.gguf", folder / "theirs.gguf"
+    imatrix = folder / "imatrix.gguf"
+    if any(name.endswith(WITH_IMATRIX) for name in types):
+        make_imatrix(checkpoint, imatrix)
     tinyedge = [sys.executable, "-m", "tinyedge", "quantize", str(checkpoint), "-o", str(ours), "-t"]
-    run_command([*tinyedge, types[0]])  # the warm-up brings the checkpoint into the page cache for both
+    run_command([*tinyedge, types[0].removesuffix(WITH_IMATRIX), *_options(types[0], imatrix)])  # fills the page cache for both
     for number in range(runs):
+        converted = None
         for name, sample in samples.items():
-            sample.ours.append(run_command([*tinyedge, name]))
+            type_name = name.removesuffix(WITH_IMATRIX)
+            sample.ours.append(run_command([*tinyedge, type_name, *_options(name, imatrix)]))
             sample.bytes = ours.stat().st_size
             if peer is not None:
-                sample.converts.append(_convert(peer, checkpoint, bf16))
-                sample.quantizes.append(peer.quantize(bf16, theirs, name))
+                converted = converted or _convert(peer, checkpoint, bf16)
+                sample.converts.append(converted)
+                given = imatrix if name.endswith(WITH_IMATRIX) else None
+                sample.quantizes.append(peer.quantize(bf16, theirs, type_name, given))
                 sample.peer_bytes = theirs.stat().st_size
             print(f"run {number + 1}: {name} {sample.ours[-1].seconds:.1f} s", file=sys.stderr)
     return {name: sample.summary() for name, sample in samples.items()}
+
+
+def _options(name: str, imatrix: Path) -> list[str]:
+    return ["--imatrix", str(imatrix)] if name.endswith(WITH_IMATRIX) else []
+
+
+def make_imatrix(checkpoint: Path, path: Path) -> None:
+    """An importance matrix for the checkpoint, of seeded random weights: the work is the same as with true ones."""
+    with open_checkpoint(checkpoint) as source:
+        plan = make_plan(source, find_recipe("Q8_0"))
+    random = np.random.default_rng(5)
+    tensors = {
+        tensor.name: SquareSums(random.chisquare(1, tensor.shape[1]).astype(np.float32), np.array([1], np.int64))
+        for tensor in plan.tensors
+        if tensor.ggml_type == "Q8_0" and tensor.name.startswith("blk.")
+    }
+    write_imatrix(Imatrix(path, dict(sorted(tensors.items())), ("random",), 1, DEFAULT_CHUNK), path)
 
 
 def _convert(peer: Peer, checkpoint: Path, target: Path) -> Finished:
@@ -109,9 +144,11 @@ def _convert(peer: Peer, checkpoint: Path, target: Path) -> Finished:
 
 def report(results: dict[str, Any]) -> str:
     """The table a person reads."""
-    lines = [f"{'type':<8}{'ours':>9}{'llama.cpp':>22}{'ratio':>8}{'peak ours':>12}{'peak theirs':>16}{'bytes':>16}"]
+    lines = [
+        f"{'type':<15}{'ours':>9}{'busy':>6}{'llama.cpp':>22}{'ratio':>8}{'peak ours':>12}{'peak theirs':>16}{'bytes':>16}"
+    ]
     for name, row in results.items():
-        line = f"{name:<8}{row['seconds']:>7.1f} s"
+        line = f"{name:<15}{row['seconds']:>7.1f} s{row['busy']:>6.0%}"
         if "ratio" in row:
             steps = f"{row['llama_cpp_convert_seconds']:.1f} + {row['llama_cpp_quantize_seconds']:.1f} s"
             peaks = (
@@ -128,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one-pass quantizing against llama.cpp's two steps.")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.model for the checkpoint that is made (default: the demo's)")
-    parser.add_argument("--types", default="Q4_K_M,Q8_0")
+    parser.add_argument("--types", default="Q4_K_M,Q8_0,Q6_K,IQ4_XS,Q4_K_M+imatrix")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--llama-cpp-bin", type=Path)
     parser.add_argument("--llama-cpp-convert", type=Path)

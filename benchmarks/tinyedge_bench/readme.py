@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinyedge_bench import readme_tables
 from tinyedge_bench.results import RESULTS, keep, kept
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,8 +76,8 @@ def _megabytes(count: int) -> str:
 
 def _one_pass() -> str:
     rows = [
-        "| type | file | tinyedge | llama.cpp convert + quantize | ratio | peak memory | theirs |",
-        "|---|---|---|---|---|---|---|",
+        "| type | file | tinyedge | cores busy | llama.cpp convert + quantize | ratio | peak memory | theirs |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     notes = []
     for name, label in (("one_pass-tuned", "README's build"), ("one_pass-stock", "stock build")):
@@ -87,7 +88,8 @@ def _one_pass() -> str:
                 f"{_megabytes(row['llama_cpp_convert_peak_rss_bytes'])}, {_megabytes(row['llama_cpp_quantize_peak_rss_bytes'])}"
             )
             rows.append(
-                f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {theirs} | **{row['ratio']:.2f}** "
+                f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {row['busy']:.0%} | {theirs} "
+                f"| **{row['ratio']:.2f}** "
                 f"| {_megabytes(row['peak_rss_bytes'])} | {peaks} |"
             )
         notes.append(f"{label}: medians of {next(iter(result['types'].values()))['runs']} runs in turn")
@@ -145,6 +147,9 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "families": readme_tables.families,
+    "inputs": readme_tables.inputs,
+    "types": readme_tables.types,
     "one-pass": _one_pass,
     "runtime": _runtime,
     "second-start": _second_start,

@@ -19,10 +19,16 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 @dataclass(frozen=True)
 class Finished:
-    """One run of a command: wall-clock seconds and the peak resident memory of the process, in bytes."""
+    """One run of a command: wall-clock and processor seconds, and the peak resident memory of the process, in bytes."""
 
     seconds: float
     peak_rss_bytes: int
+    cpu_seconds: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """The share of all processors' time from start to end that the command used, its start and end included."""
+        return self.cpu_seconds / self.seconds / (os.cpu_count() or 1)
 
 
 def run_command(command: Sequence[str], environment: dict[str, str] | None = None) -> Finished:
@@ -41,7 +47,7 @@ def run_command(command: Sequence[str], environment: dict[str, str] | None = Non
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}")
     unit = 1 if platform.system() == "Darwin" else 1024
-    return Finished(seconds, usage.ru_maxrss * unit)
+    return Finished(seconds, usage.ru_maxrss * unit, usage.ru_utime + usage.ru_stime)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -316,10 +316,10 @@ class Engine:
         """The chat template in the model's file. Raises TemplateError when there is none."""
         from tinyedge.chat.chat_template import ChatTemplate
         from tinyedge.errors import TemplateError
-        from tinyedge.gguf_file import read_gguf
+        from tinyedge.gguf_split import read_model
 
         if self._template is None:
-            self._template = ChatTemplate.of_model(read_gguf(self.path))
+            self._template = ChatTemplate.of_model(read_model(self.path))
         if self._template is None:
             raise TemplateError(
                 f"{self.path.name} has no chat template", "use stream() or complete(), or give chat() a template"
@@ -554,10 +554,11 @@ def _plan_for(path: Path) -> LoadPlan:
 def _adapter(model: Model, base: Path, file: Path) -> Adapter:
     from tinyedge.adapter_check import check_adapter
     from tinyedge.gguf_file import read_gguf
+    from tinyedge.gguf_split import read_model
 
     try:
         adapter = read_gguf(file)
     except GGUFError as error:
         raise AdapterError(error.problem, "copy or download the adapter again") from error
-    check_adapter(adapter, read_gguf(base))
+    check_adapter(adapter, read_model(base))
     return Adapter(model, file)

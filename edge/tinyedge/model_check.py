@@ -66,8 +66,7 @@ def _check_container(gguf: GGUFFile) -> None:
     parts = gguf.metadata.get("split.count", 1)
     if not isinstance(parts, int) or parts > 1:
         raise GGUFError(
-            f"{gguf.path} is one of {parts} parts of a split model",
-            "join the parts with `llama-gguf-split --merge` first",
+            f"{gguf.path} is one of {parts} parts of a split model", "give the first part, with the others beside it"
         )
     if gguf.data_offset % _DATA_ALIGNMENT or gguf.alignment % _DATA_ALIGNMENT:
         raise GGUFError(f"{gguf.path} aligns its data to {gguf.alignment} bytes; {_DATA_ALIGNMENT} are needed to map it")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyedge.gguf_file import GGUFFile, read_gguf
+from tinyedge.gguf_split import as_one, read_parts
 from tinyedge.model_facts import ModelFacts, describe_model
 
 if TYPE_CHECKING:
@@ -159,6 +161,11 @@ def fingerprint(gguf: GGUFFile) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint_of_all(parts: Sequence[GGUFFile]) -> str:
+    each = [fingerprint(part) for part in parts]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     identity: ModelIdentity
@@ -180,10 +187,11 @@ def _remembered(path: Path, _inode: int, _size: int, _modified: int) -> _Known:
 
 
 def _read(path: Path) -> _Known:
-    gguf = read_gguf(path)
+    parts = read_parts(path)
+    gguf = as_one(parts)
     facts = describe_model(gguf)
     identity = ModelIdentity(
-        fingerprint=fingerprint(gguf),
+        fingerprint=_fingerprint_of_all(parts),
         name=(facts.name or path.stem)[:_LONGEST_TEXT],
         architecture=facts.architecture[:_LONGEST_TEXT],
         file_type=facts.file_type,

@@ -7,19 +7,25 @@ for another family a child loads the file and decodes a few tokens, and when it 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import sys
 from pathlib import Path
 
 from tinyedge.cache import cache_folder
 from tinyedge.errors import GGUFError, TinyEdgeError
-from tinyedge.gguf_file import GGUFFile, read_gguf
+from tinyedge.gguf_file import GGUFFile
+from tinyedge.gguf_split import read_model
 from tinyedge.model_facts import ModelFacts, check_runnable, describe_model
 from tinyedge.native.library import package_version
 
 CHECKED_COMPLETELY = ("llama",)
 _SECONDS = 900  # a gigabyte from a slow SD card takes two minutes
 _PROMPT = "a fact, 火 \x01 é\n"
+# Isolated: a module in the current folder, which may be a downloaded model's, must not be imported.
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from tinyedge.model_probe import try_model; sys.exit(try_model(sys.argv[2]))"
+)
 _EXIT_REFUSED = 3
 
 
@@ -29,7 +35,7 @@ def runnable_facts(path: Path) -> ModelFacts:
     A family that the checks in Python do not cover completely is tried in a child process once. Raises GGUFError or
     UnsupportedArchitectureError.
     """
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     check_runnable(gguf)
     probe(gguf, cache_folder(needed=False))
     return describe_model(gguf)
@@ -47,10 +53,9 @@ def probe(gguf: GGUFFile, memory_folder: Path | None = None) -> None:
     passed = memory_folder / "probed" / _key(gguf) if memory_folder else None
     if passed and passed.exists():
         return
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "tinyedge.model_probe", str(gguf.path)]
+    command = [sys.executable, "-I", "-c", _CHILD, json.dumps([path for path in sys.path if path]), str(gguf.path)]
     try:
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise GGUFError(f"{gguf.path} made llama.cpp hang for {_SECONDS} seconds") from None
     if done.returncode not in (0, _EXIT_REFUSED):
@@ -74,7 +79,7 @@ def _remember(passed: Path) -> None:
         return
 
 
-def _try(path: str) -> int:
+def try_model(path: str) -> int:
     """Loads, tokenizes, decodes and detokenizes; the exit status of the child. What llama.cpp refuses is not our concern."""
     from tinyedge.native.context import Context, ContextSettings
     from tinyedge.native.model import Model
@@ -90,7 +95,3 @@ def _try(path: str) -> int:
     except TinyEdgeError:
         return _EXIT_REFUSED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_try(sys.argv[1]))

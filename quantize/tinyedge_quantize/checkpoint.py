@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from tinyedge.errors import CheckpointError, ModelNotFoundError
 from tinyedge_quantize.config import read_json
 from tinyedge_quantize.layouts import LAYOUTS
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
+from tinyedge_quantize.lora import merge_into, open_adapter
+from tinyedge_quantize.quantized import dequantized
 from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor, WeightFile
@@ -46,6 +48,10 @@ class Checkpoint:
     files: tuple[WeightFile, ...]
 
     @property
+    def layout(self) -> str:
+        return self.arranged.layout
+
+    @property
     def config(self) -> dict[str, Any]:
         return self.arranged.config
 
@@ -64,11 +70,11 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: Path, config_name: str | None = None) -> Checkpoint:
-    """The checkpoint in a folder or file.
+def open_checkpoint(path: Path, config_name: str | None = None, adapters: Sequence[tuple[Path, float]] = ()) -> Checkpoint:
+    """The checkpoint in a folder or file, packed weights unpacked and `adapters` merged when their rows are read.
 
-    `config_name` names a built-in configuration for checkpoints that carry none (see layouts/lit_gpt.py). Raises
-    ModelNotFoundError, CheckpointError or UnsafePickleError.
+    `config_name` names a built-in configuration for checkpoints that carry none (see layouts/lit_gpt.py), `adapters` are LoRA
+    folders with their scales. Raises ModelNotFoundError, CheckpointError, AdapterError or UnsafePickleError.
     """
     try:
         path.stat()
@@ -78,10 +84,13 @@ def open_checkpoint(path: Path, config_name: str | None = None) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     with ExitStack() as opened:
         files = [_open(file_path, opened) for file_path in weight_paths(path)]
-        state = _state_dict(files)
+        config_path = folder / "config.json"
+        state = dequantized(_state_dict(files), read_json(config_path) if config_path.is_file() else None, folder)
         arranged = _arrange(state, folder, config_name, path)
+        merging = [opened.enter_context(open_adapter(*adapter)) for adapter in adapters]
+        arranged = merge_into(arranged, merging)
         opened.pop_all()
-    return Checkpoint(path, folder, arranged, tuple(files))
+    return Checkpoint(path, folder, arranged, (*files, *(adapter.file for adapter in merging)))
 
 
 def weight_paths(path: Path) -> list[Path]:
@@ -159,7 +168,7 @@ def _read_container(file: WeightFile) -> StateDict:
     start = file.read(min(8, file.size), 0)
     if start[:4] == b"GGUF":
         raise CheckpointError(
-            f"{file.path} is a GGUF file already", "run it with `tinyedge run`, or give the checkpoint it came from"
+            f"{file.path} is a GGUF file among the weights of a checkpoint", "give the GGUF file itself, or the checkpoint"
         )
     if start[:2] == b"PK" or is_legacy_torch_file(file):
         return _unwrap(read_torch_file(file), file)
@@ -191,7 +200,7 @@ def _arrange(state: StateDict, folder: Path, config_name: str | None, path: Path
     if any("lora_" in name for name in state.tensors):
         raise CheckpointError(
             f"{path} is a LoRA adapter",
-            "merge it first (in PEFT: merge_and_unload(), then save_pretrained) and give the merged folder",
+            f"give its base with --lora {path}, or make a GGUF adapter with `tinyedge lora {path} --base CHECKPOINT`",
         )
     raise CheckpointError(
         f"{path} has tensors of no layout we know, such as {', '.join(sorted(state.tensors)[:3])}",

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from tinyedge.errors import WeightValueError
 from tinyedge.native import quantize as native
-from tinyedge_quantize.output_file import OutputFile, check_room, new_file
-from tinyedge_quantize.plan import QuantPlan, TensorPlan
-from tinyedge_quantize.tensors import Bytes
-
-Floats: TypeAlias = npt.NDArray[np.float32]
+from tinyedge_quantize.output_file import OutputFile, check_room, new_files
+from tinyedge_quantize.plan import PlannedFile, TensorPlan
+from tinyedge_quantize.tensors import FLOAT_BYTES, Bytes, Floats
 
 # Values in a slab: 1 MiB of float32 stays in the second-level cache of a laptop and is 30 slabs per layer of TinyLlama.
 SLAB_ELEMENTS = 256 * 1024
@@ -38,8 +35,15 @@ _EXPONENT_ALL_ONES: dict[str, tuple[Any, int, int]] = {
 Progress = Callable[[int, int], None]
 
 
+class Observer(Protocol):
+    """Sees every slab that is written: its rows from `first` on as float32 before, or None for a copy, and its blocks."""
+
+    def add(self, tensor: TensorPlan, first: int, floats: Floats | None, blocks: Bytes) -> None: ...
+
+
 @dataclass(frozen=True)
 class _Slab:
+    output: OutputFile
     tensor: TensorPlan
     first: int
     rows: int
@@ -53,37 +57,54 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def write(plan: QuantPlan, path: Path, threads: int | None = None, progress: Progress | None = None) -> None:
-    """Writes the planned file; `progress` is called after each slab.
+def write(
+    files: Sequence[PlannedFile],
+    paths: Sequence[Path],
+    threads: int | None = None,
+    progress: Progress | None = None,
+    *,
+    observer: Observer | None = None,
+    final_header: Callable[[], bytes] | None = None,
+) -> None:
+    """Writes the planned files; `progress` is called after each slab.
 
+    `final_header` is called at the end and gives the first file's header anew, in as many bytes, with what is known only then.
     Raises OutputError or DiskSpaceError before anything is read, and WeightValueError naming a tensor that holds NaN or
-    infinity. The file appears under `path` only when it is complete.
+    infinity. The files appear under their names only when all are complete.
     """
-    check_room(path, plan.total_bytes)
+    total = sum(file.bytes for file in files)
+    for path in paths:
+        check_room(path, total)
     native.load_kernels()
-    with new_file(path) as output:
-        output.write_at(plan.header, 0)
-        os.truncate(output.descriptor, plan.total_bytes)
-        _Workers(plan, output, progress).run(threads or default_threads())
+    with new_files(paths) as outputs:
+        for file, output in zip(files, outputs, strict=True):
+            output.write_at(file.header, 0)
+            os.truncate(output.descriptor, file.bytes)
+        slabs = (slab for file, output in zip(files, outputs, strict=True) for slab in _slabs(file, output))
+        _Workers(slabs, total, progress, observer).run(threads or default_threads())
+        if final_header is not None:
+            header = final_header()
+            assert len(header) == len(files[0].header), "a header keeps its size"
+            outputs[0].write_at(header, 0)
 
 
-def _slabs(plan: QuantPlan) -> Iterator[_Slab]:
-    for tensor, offset in zip(plan.tensors, plan.offsets, strict=True):
-        start = len(plan.header) + offset
+def _slabs(file: PlannedFile, output: OutputFile) -> Iterator[_Slab]:
+    for tensor, offset in zip(file.tensors, file.offsets, strict=True):
+        start = len(file.header) + offset
         rows = max(1, SLAB_ELEMENTS // tensor.source.columns)
         for first in range(0, tensor.source.rows, rows):
             count = min(rows, tensor.source.rows - first)
-            yield _Slab(tensor, first, count, start + first * tensor.row_bytes)
+            yield _Slab(output, tensor, first, count, start + first * tensor.row_bytes)
 
 
 class _Workers:
     """Threads that share one iterator of slabs and stop together at the first error or interrupt."""
 
-    def __init__(self, plan: QuantPlan, output: OutputFile, progress: Progress | None) -> None:
-        self._slabs = _slabs(plan)
-        self._output = output
+    def __init__(self, slabs: Iterator[_Slab], total: int, progress: Progress | None, observer: Observer | None) -> None:
+        self._slabs = slabs
         self._progress = progress
-        self._total = plan.total_bytes
+        self._observer = observer
+        self._total = total
         self._lock = threading.Lock()
         self._error: BaseException | None = None
 
@@ -118,9 +139,11 @@ class _Workers:
             buffers = _Buffers()
             done = 0
             while (slab := self._next(done)) is not None:
-                data = buffers.convert(slab)
-                self._output.write_at(data, slab.offset)
-                done = len(data)
+                blocks, floats = buffers.convert(slab)
+                slab.output.write_at(blocks.data, slab.offset)
+                if self._observer is not None:
+                    self._observer.add(slab.tensor, slab.first, floats, blocks)
+                done = len(blocks)
         except BaseException as error:
             self._stop(error)
 
@@ -134,24 +157,25 @@ class _Buffers:
         self._floats: Floats = np.empty(0, np.float32)
         self._blocks: Bytes = np.empty(0, np.uint8)
 
-    def convert(self, slab: _Slab) -> memoryview:
-        """The slab's bytes in the output's type, valid until the next call."""
+    def convert(self, slab: _Slab) -> tuple[Bytes, Floats | None]:
+        """The slab in the output's type, and as (rows, columns) float32 unless it is a copy; valid until the next call."""
         tensor, source = slab.tensor, slab.tensor.source
         raw = self._read(slab)
-        _require_finite(tensor, raw)
+        _require_finite(tensor, raw, source.dtype)
         if source.dtype == tensor.ggml_type:
-            return raw.data
+            return raw, None
         count = slab.rows * source.columns
         floats = self._widen(source.dtype, raw, count)
         if tensor.ggml_type == "F32":
-            return floats.view(np.uint8).data
+            return floats.view(np.uint8), floats.reshape(slab.rows, source.columns)
         target = self._blocks = _grown(self._blocks, slab.rows * tensor.row_bytes)
         blocks = target[: slab.rows * tensor.row_bytes]
+        importance = None if tensor.importance is None else tensor.importance.ctypes.data
         # 1-D tensors stay F32, so here a row is a row of the matrix.
-        native.quantize_rows(tensor.ggml_type, floats.ctypes.data, blocks.ctypes.data, slab.rows, source.columns)
+        native.quantize_rows(tensor.ggml_type, floats.ctypes.data, blocks.ctypes.data, slab.rows, source.columns, importance)
         if tensor.ggml_type == "F16":
             _require_finite(tensor, blocks, "F16")
-        return blocks.data
+        return blocks, floats.reshape(slab.rows, source.columns)
 
     def _read(self, slab: _Slab) -> Bytes:
         source = slab.tensor.source
@@ -177,11 +201,15 @@ def _grown(buffer: Bytes, size: int) -> Bytes:
     return buffer if len(buffer) >= size else np.empty(size, np.uint8)
 
 
-def _require_finite(tensor: TensorPlan, data: Bytes, dtype: str | None = None) -> None:
-    kind, magnitude, limit = _EXPONENT_ALL_ONES[dtype or tensor.source.dtype]
-    if int(np.bitwise_and(data.view(kind), kind(magnitude)).max()) < limit:
+def _require_finite(tensor: TensorPlan, data: Bytes, dtype: str) -> None:
+    if dtype in FLOAT_BYTES:
+        kind, magnitude, limit = _EXPONENT_ALL_ONES[dtype]
+        finite = int(np.bitwise_and(data.view(kind), kind(magnitude)).max()) < limit
+    else:
+        finite = native.is_valid(dtype, data.ctypes.data, len(data))
+    if finite:
         return
-    if dtype is not None and tensor.source.dtype != dtype:
+    if tensor.source.dtype != dtype:
         raise WeightValueError(
             f"tensor {tensor.source.name} has values beyond F16's range of 65504", "use -t BF16 or a quantized type"
         )

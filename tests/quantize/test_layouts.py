@@ -18,7 +18,7 @@ import torch_saves as ts
 from tinyedge.errors import CheckpointError, TensorMismatchError
 from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
 from tinyedge_quantize.checkpoint import open_checkpoint
-from tinyedge_quantize.convert import convert
+from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.layouts.lit_gpt import NAMED_CONFIGS
 from tinyedge_quantize.plan import interleaved_rotary_rows, make_plan
 from tinyedge_quantize.recipes import find_recipe
@@ -98,7 +98,7 @@ def hugging_face(folder: Path, weights: Weights) -> Path:
 
 def tensors_of(checkpoint: Path, tmp_path: Path, config_name: str | None = None) -> dict[str, bytes]:
     target = tmp_path / "out.gguf"
-    convert(checkpoint, target, "F32", config_name=config_name)
+    convert(checkpoint, target, "F32", Wishes(config_name=config_name))
     return {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(target).tensors}
 
 

@@ -149,19 +149,19 @@ BAD_INPUTS: dict[str, tuple[Break, type[errors.TinyEdgeError], str]] = {
         "has shape (512, 256) where the configuration needs (768, 256)",
     ),
     "unknown architecture": (
+        lambda d: edit_config(d, architectures=["T5ForConditionalGeneration"]),
+        errors.UnsupportedArchitectureError,
+        "supported are",
+    ),
+    "architecture that llama.cpp lacks": (
         lambda d: edit_config(d, architectures=["OPTForCausalLM"]),
         errors.UnsupportedArchitectureError,
-        "supported are LLaMAForCausalLM, LlamaForCausalLM",
+        "the model is an OPT, which llama.cpp does not have",
     ),
-    "sliding window": (
-        lambda d: edit_config(d, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=128),
-        errors.UnsupportedArchitectureError,
-        "sliding window of 128",
-    ),
-    "already quantized": (
-        lambda d: edit_config(d, quantization_config={"quant_method": "gptq"}),
-        errors.UnsupportedArchitectureError,
-        "already quantized ('gptq')",
+    "unknown quantization": (
+        lambda d: edit_config(d, quantization_config={"quant_method": "quip"}),
+        errors.CheckpointError,
+        "'quip'",
     ),
     "absurd size": (
         lambda d: edit_config(d, hidden_size=2**70),
@@ -189,6 +189,13 @@ BAD_INPUTS: dict[str, tuple[Break, type[errors.TinyEdgeError], str]] = {
 
 def _shrink_vocabulary(folder: Path) -> None:
     make_checkpoint(folder, LlamaShape(2, 256, 512, 8, 2, 4000, 512), demo_tokenizer())
+
+
+def test_a_sliding_window_that_is_lost_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    edit_config(checkpoint, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=128)
+    done = tinyedge("quantize", checkpoint, "-o", tmp_path / "out.gguf")
+    assert done.returncode == 0
+    assert "attends through a sliding window of 128 tokens" in done.stderr
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS)

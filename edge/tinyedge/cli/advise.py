@@ -67,13 +67,14 @@ def _shaped(name: str) -> tuple[ModelFacts, ...]:
 
 def _file_subject(argument: str) -> Subject:
     from tinyedge.cli.models import demo_checkpoint, named_path
-    from tinyedge.gguf_file import is_gguf, read_gguf
+    from tinyedge.gguf_file import is_gguf
+    from tinyedge.gguf_split import read_model
     from tinyedge.model_facts import check_runnable, describe_model
 
     path = named_path(argument, "MODEL")
     source = path or demo_checkpoint()
     if source.is_file() and (is_gguf(source) or source.suffix.lower() == ".gguf"):
-        gguf = read_gguf(source)
+        gguf = read_model(source)
         check_runnable(gguf)
         facts = describe_model(gguf)
         return Subject(title=facts.name or source.name, models=(facts,), command=f"tinyedge run {_quoted(argument)}")
@@ -90,12 +91,12 @@ def _planned(source: Path) -> tuple[ModelFacts, ...]:
     from tinyedge.gguf_file import parse_header
     from tinyedge.model_facts import describe_model
     from tinyedge_quantize.checkpoint import open_checkpoint
-    from tinyedge_quantize.plan import make_plan
+    from tinyedge_quantize.convert import plan_conversion
     from tinyedge_quantize.recipes import find_recipe
 
     with open_checkpoint(source) as checkpoint:
-        plans = [make_plan(checkpoint, find_recipe(kind)) for kind in ADVISED_TYPES]
-        return tuple(describe_model(parse_header(plan.header, source, plan.total_bytes)) for plan in plans)
+        plans = [plan_conversion(checkpoint, find_recipe(kind)) for kind in ADVISED_TYPES]
+        return tuple(describe_model(parse_header(plan.whole.header, source, plan.total_bytes)) for plan in plans)
 
 
 def _quoted(argument: str) -> str:

@@ -11,7 +11,25 @@ from typing import Annotated, Any
 
 import typer
 
-from tinyedge.cli import bench, boards, chat, demo, devices, hub, inspect, output, plan, quantize, run, signals, tune, wheel
+from tinyedge.cli import (
+    bench,
+    boards,
+    chat,
+    demo,
+    devices,
+    hub,
+    imatrix,
+    inspect,
+    lora,
+    output,
+    plan,
+    quantize,
+    run,
+    signals,
+    tune,
+    verify,
+    wheel,
+)
 from tinyedge.cli.option_groups import with_metavars
 from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import OutputError, TinyEdgeError
@@ -48,6 +66,9 @@ for _name, _command, _summary in (
     ("run", run.run, "Generate text with a model."),
     ("chat", chat.chat, "Hold a conversation with a model."),
     ("tune", tune.tune, "Measure which settings are fastest here; keep them."),
+    ("imatrix", imatrix.imatrix, "Measure which weights matter, for better small files."),
+    ("lora", lora.lora, "Turn a LoRA adapter into a GGUF adapter for run time."),
+    ("verify", verify.verify, "Check a GGUF file, also against what it was made from."),
     ("demo", demo.demo, "Quantize and run the small model that comes along."),
     ("inspect", inspect.inspect, "Show what is in a model and the memory it needs."),
     ("bench", bench.bench, "Measure tokens per second as llama-bench does."),

@@ -107,7 +107,7 @@ def converse(
     from tinyedge.cli.run import adapters_of, load_progress
     from tinyedge.cli.sampling_options import sampling_of
     from tinyedge.engine import Engine
-    from tinyedge.gguf_file import read_gguf
+    from tinyedge.gguf_split import read_model
     from tinyedge.model_probe import runnable_facts
     from tinyedge.tuned import tuned_plan
 
@@ -121,7 +121,7 @@ def converse(
     adapters = adapters_of(lora)
     path = resolve_model(model, quiet=options.quiet)
     facts = runnable_facts(path)
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     with ExitStack() as stack:
         template = _template(gguf, options.template)
         if template is None:

@@ -48,11 +48,12 @@ def inspect(
     Example: tinyedge inspect TinyLlama-1.1B-Chat-v1.0-Q4_K_M.gguf --ctx 2048
     """
     from tinyedge.cli.models import demo_checkpoint, named_path
-    from tinyedge.gguf_file import is_gguf, read_gguf
+    from tinyedge.gguf_file import is_gguf
+    from tinyedge.gguf_split import read_model
 
     source = named_path(path, "PATH") or demo_checkpoint()
     if source.is_file() and (is_gguf(source) or source.suffix.lower() == ".gguf"):
-        report = describe(read_gguf(source), context)
+        report = describe(read_model(source), context)
     else:
         report = _describe_checkpoint(source, type_name, context)
     if json:
@@ -92,13 +93,15 @@ def _describe_checkpoint(path: Path, type_name: str, context: int | None) -> dic
     """The GGUF file that a checkpoint would become, with the checkpoint's own facts beside it."""
     from tinyedge.gguf_file import parse_header
     from tinyedge_quantize.checkpoint import open_checkpoint
-    from tinyedge_quantize.plan import make_plan
+    from tinyedge_quantize.convert import plan_conversion
+    from tinyedge_quantize.provenance import SOURCE_HASHES
     from tinyedge_quantize.recipes import find_recipe
 
     recipe = find_recipe(type_name)
     with open_checkpoint(path) as checkpoint:
-        plan = make_plan(checkpoint, recipe)
-        report = describe(parse_header(plan.header, path, plan.total_bytes), context)
+        plan = plan_conversion(checkpoint, recipe)
+        report = describe(parse_header(plan.whole.header, path, plan.total_bytes), context)
+        del report["metadata"][SOURCE_HASHES]  # known only when the weights are read
         return report | {"format": "checkpoint", "checkpoint": _checkpoint_object(checkpoint, plan)}
 
 

@@ -25,16 +25,17 @@ _SIDE_FILES = (
 )
 
 
-def resolve_model(argument: str, *, quiet: bool = False) -> Path:
+def resolve_model(argument: str, *, quiet: bool = False, type_name: str = CACHE_TYPE) -> Path:
     """The GGUF file that `argument` names: a GGUF file, a checkpoint (quantized once, then cached), a pulled model, or `demo`.
 
-    Says on stderr what it quantizes unless `quiet`. Raises ModelNotFoundError when there is nothing of that name.
+    `type_name` is what a checkpoint is quantized to. Says on stderr what it quantizes unless `quiet`. Raises ModelNotFoundError
+    when there is nothing of that name.
     """
     path = named_path(argument, "MODEL")
     if path is None:
-        return quantized(demo_checkpoint(), "the demo model", quiet=quiet)
+        return quantized(demo_checkpoint(), "the demo model", quiet=quiet, type_name=type_name)
     if path.is_dir() or not _claims_gguf(path):
-        return quantized(path, str(path), quiet=quiet)
+        return quantized(path, str(path), quiet=quiet, type_name=type_name)
     return path
 
 
@@ -73,12 +74,12 @@ def demo_checkpoint() -> Path:
     return folder
 
 
-def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
-    """The cached Q4_K_M file of the checkpoint at `source`, made now if it is not there or out of date."""
+def quantized(source: Path, title: str, *, quiet: bool = False, type_name: str = CACHE_TYPE) -> Path:
+    """The cached file of the checkpoint at `source` in that type, made now if it is not there or out of date."""
     from tinyedge_quantize.checkpoint import open_checkpoint, weight_paths
 
     weights = weight_paths(source)
-    output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights)}-{CACHE_TYPE}.gguf"
+    output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights, type_name)}-{type_name}.gguf"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,9 +93,9 @@ def quantized(source: Path, title: str, *, quiet: bool = False) -> Path:
 
     open_checkpoint(source).close()  # what is no checkpoint is refused before anything is said
     if not quiet:
-        status(f"quantizing {title} to {CACHE_TYPE} into {output}")
+        status(f"quantizing {title} to {type_name} into {output}")
     with byte_progress("quantizing", quiet=quiet) as bar:
-        report = convert(source, output, CACHE_TYPE, progress=bar)
+        report = convert(source, output, type_name, progress=bar)
     if not quiet:
         status(
             f"quantized {format_bytes(report.source_bytes)} to {format_bytes(report.bytes)} in {format_seconds(report.seconds)}"
@@ -124,7 +125,7 @@ def _claims_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf" or is_gguf(path)
 
 
-def _key(weights: list[Path]) -> str:
+def _key(weights: list[Path], type_name: str) -> str:
     """Changes when the weights or a file beside them change, or with the version of tinyedge or llama-cpp-python."""
     import hashlib
 
@@ -132,7 +133,7 @@ def _key(weights: list[Path]) -> str:
 
     folder = weights[0].parent
     beside = sorted(path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.is_file())
-    digest = hashlib.sha256(f"{__version__} {package_version()} {CACHE_TYPE}".encode())
+    digest = hashlib.sha256(f"{__version__} {package_version()} {type_name}".encode())
     for path in (*weights, *beside):
         facts = path.stat()
         digest.update(f"\0{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))

@@ -68,22 +68,23 @@ def _planned_model(argument: str, type_name: str) -> PlannedModel:
     """The facts of the GGUF file at `argument`, or of the file that the checkpoint there would become."""
     from tinyedge.cli.models import demo_checkpoint, named_path
     from tinyedge.cli.plan_report import PlannedModel
-    from tinyedge.gguf_file import is_gguf, parse_header, read_gguf
+    from tinyedge.gguf_file import is_gguf, parse_header
+    from tinyedge.gguf_split import read_model
     from tinyedge.model_facts import check_runnable, describe_model
 
     path = named_path(argument, "MODEL") or demo_checkpoint()
     if path.is_file() and (is_gguf(path) or path.suffix.lower() == ".gguf"):
-        gguf = read_gguf(path)
+        gguf = read_model(path)
         check_runnable(gguf)
         return PlannedModel(argument=argument, facts=describe_model(gguf))
     from tinyedge_quantize.checkpoint import open_checkpoint
-    from tinyedge_quantize.plan import make_plan
+    from tinyedge_quantize.convert import plan_conversion
     from tinyedge_quantize.recipes import find_recipe
 
     recipe = find_recipe(type_name)
     with open_checkpoint(path) as checkpoint:
-        made = make_plan(checkpoint, recipe)
-        gguf = parse_header(made.header, path, made.total_bytes)
+        made = plan_conversion(checkpoint, recipe)
+        gguf = parse_header(made.whole.header, path, made.total_bytes)
     check_runnable(gguf)
     return PlannedModel(argument=argument, facts=describe_model(gguf), quantize=recipe.name, checkpoint=path)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinyedge.cli.option_groups import with_option_groups
 from tinyedge.cli.output import (
     byte_progress,
     format_bytes,
@@ -17,67 +19,103 @@ from tinyedge.cli.output import (
     printable,
     status,
 )
+from tinyedge.cli.quantize_options import QuantizeOptions
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.checkpoint import Checkpoint
-    from tinyedge_quantize.convert import ConversionReport
-    from tinyedge_quantize.plan import QuantPlan
+    from tinyedge_quantize.convert import ConversionReport, Wishes
+    from tinyedge_quantize.plan import QuantPlan, Source
+    from tinyedge_quantize.verify_tensors import SlabObserver
+    from tinyedge_quantize.write import Observer
 
 
+@with_option_groups
 def quantize(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")] = None,
+    options: QuantizeOptions,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a GGUF file.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.gguf", help="Where to write (default: NAME-TYPE.gguf here).")
     ] = None,
     type_name: Annotated[
-        str,
-        typer.Option(
-            "-t", "--type", metavar="TYPE", help="F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 Q3_K_M Q2_K."
-        ),
+        str, typer.Option("-t", "--type", metavar="TYPE", help="Q8_0 Q6_K Q5_K_M Q4_K_M IQ4_XS Q3_K_M F16 and more: --types.")
     ] = "Q4_K_M",
+    types: Annotated[bool, typer.Option("--types", help="List the types with their bits and errors and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the exact size; read no weights.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare what is written with the source in the same pass.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="NAME", help="For Lit-GPT without a config: [code_]tiny_LLaMA_1b, tiny_LLaMA_120M."),
-    ] = None,
-    pre_tokenizer: Annotated[
-        str | None, typer.Option("--pre-tokenizer", metavar="NAME", help="Name a pre-tokenizer that is not recognised.")
-    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, max=512, help="Default: all processors allowed.")] = None,
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Check the installed quantization kernels and stop.")
     ] = False,
 ) -> None:
-    """Turn a PyTorch checkpoint into a quantized GGUF file in one pass.
+    """Turn a PyTorch checkpoint, or a GGUF file, into a quantized GGUF file in one pass.
 
-    Reads Hugging Face, Lit-GPT, Meta and llama2.c checkpoints; needs no torch.
+    Reads Hugging Face, Lit-GPT, Meta and llama2.c checkpoints, also those packed by GPTQ, AWQ, bitsandbytes or as FP8; needs no
+    torch.
 
     Example: tinyedge quantize TinyLlama-1.1B-Chat-v1.0 -t Q4_K_M -o tinyllama-q4.gguf
     """
     if self_check:
         _self_check(json_output)
         return
+    if types:
+        _list_types(json_output)
+        return
     if checkpoint is None:
         raise typer.BadParameter("give a checkpoint's folder or file", param_hint="CHECKPOINT")
-    from tinyedge_quantize.checkpoint import open_checkpoint
-    from tinyedge_quantize.plan import make_plan
+    from tinyedge_quantize.convert import open_source, plan_conversion
     from tinyedge_quantize.recipes import find_recipe
+    from tinyedge_quantize.splits import split_paths, split_plan
 
     recipe = find_recipe(type_name)
-    if dry_run:
-        with open_checkpoint(checkpoint, config) as opened:
-            plan = make_plan(opened, recipe, pre_tokenizer)
-            (print_json if json_output else _print_plan)(describe_plan(opened, plan))
-        return
+    wishes = options.wishes()
     target = output_path(checkpoint, output, recipe.name)
+    if dry_run:
+        with open_source(checkpoint, wishes) as opened:
+            plan = plan_conversion(opened, recipe, wishes)
+            files = split_plan(plan, wishes.split_max_bytes)
+            paths = split_paths(target, len(files))
+            described = describe_plan(opened, plan) | {
+                "bytes": sum(file.bytes for file in files),
+                "files": [{"path": str(path), "bytes": file.bytes} for path, file in zip(paths, files, strict=True)],
+            }
+            (print_json if json_output else _print_plan)(described)
+        return
+    observer = None
+    if verify:
+        from tinyedge_quantize.verify_tensors import SlabObserver
+
+        observer = SlabObserver()
     report = convert_with_progress(
-        checkpoint, target, recipe.name, config=config, pre_tokenizer=pre_tokenizer, threads=threads, quiet=json_output
+        checkpoint, target, recipe.name, wishes, threads=threads, quiet=json_output, observer=observer
     )
-    if json_output:
-        print_json(describe_report(report))
-    else:
+    for warning in report.warnings:
+        status(f"note: {printable(warning, 400)}")
+    if not json_output:
         status(report_line(report))
+    if observer is None:
+        if json_output:
+            print_json(describe_report(report))
+        return
+    _print_verification(checkpoint, report, observer, threads, json_output=json_output)
+
+
+def _print_verification(
+    source: Path, report: ConversionReport, observer: SlabObserver, threads: int | None, *, json_output: bool
+) -> None:
+    """The report on the file just written; raises VerificationError when it did not pass."""
+    from tinyedge.cli.verify import WORST_SHOWN, describe, print_report
+    from tinyedge_quantize.verify import verify_written
+
+    folder = source if source.is_dir() else source.parent
+    with byte_progress(f"verify {report.path.name}", quiet=json_output) as bar:
+        found = verify_written(report.path, observer, folder, threads=threads, progress=bar)
+    if json_output:
+        print_json(describe_report(report) | {"verification": describe(found)})
+    else:
+        print_report(found, WORST_SHOWN, json_output=False)
+    found.require()
 
 
 def output_path(checkpoint: Path, output: Path | None, type_name: str) -> Path:
@@ -97,19 +135,17 @@ def convert_with_progress(
     checkpoint: Path,
     target: Path,
     type_name: str,
+    wishes: Wishes | None = None,
     *,
-    config: str | None = None,
-    pre_tokenizer: str | None = None,
     threads: int | None = None,
     quiet: bool = False,
+    observer: Observer | None = None,
 ) -> ConversionReport:
     """Converts with a bar of the output's bytes on a terminal."""
     from tinyedge_quantize.convert import convert
 
     with byte_progress(f"{type_name} {target.name}", quiet=quiet) as bar:
-        return convert(
-            checkpoint, target, type_name, config_name=config, pre_tokenizer=pre_tokenizer, threads=threads, progress=bar
-        )
+        return convert(checkpoint, target, type_name, wishes, threads=threads, progress=bar, observer=observer)
 
 
 def report_line(report: ConversionReport) -> str:
@@ -125,6 +161,7 @@ def describe_report(report: ConversionReport) -> dict[str, Any]:
     """The report of a conversion for --json."""
     return {
         "path": str(report.path),
+        "paths": [str(path) for path in report.paths],
         "type": report.type,
         "layout": report.layout,
         "parameters": report.parameters,
@@ -133,17 +170,18 @@ def describe_report(report: ConversionReport) -> dict[str, Any]:
         "bits_per_weight": round(report.bits_per_weight, 4),
         "seconds": round(report.seconds, 3),
         "tensor_types": report.type_counts,
+        "warnings": list(report.warnings),
     }
 
 
-def describe_plan(checkpoint: Checkpoint, plan: QuantPlan) -> dict[str, Any]:
+def describe_plan(source: Source, plan: QuantPlan) -> dict[str, Any]:
     """The plan for --json and the table."""
     return {
-        "checkpoint": str(checkpoint.path),
-        "layout": checkpoint.arranged.layout,
+        "checkpoint": str(source.path),
+        "layout": source.layout,
         "type": plan.recipe.name,
         "parameters": plan.parameters,
-        "source_bytes": checkpoint.source_bytes,
+        "source_bytes": source.source_bytes,
         "bytes": plan.total_bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "tensor_types": plan.type_counts,
@@ -158,6 +196,7 @@ def describe_plan(checkpoint: Checkpoint, plan: QuantPlan) -> dict[str, Any]:
             }
             for tensor in plan.tensors
         ],
+        "warnings": list(plan.warnings),
     }
 
 
@@ -173,16 +212,36 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"{plan['type']} file: {plan['bytes']:,} bytes ({format_bytes(plan['bytes'])}), "
         f"{plan['bits_per_weight']:.2f} bits per weight, from {format_bytes(plan['source_bytes'])}"
     )
+    for file in plan["files"] if len(plan["files"]) > 1 else ():
+        print_line(f"{printable(file['path'])}: {file['bytes']:,} bytes")
+    for warning in plan["warnings"]:
+        status(f"note: {printable(warning, 400)}")
+
+
+def _list_types(json_output: bool) -> None:
+    from tinyedge.advice import SHAPES
+    from tinyedge_quantize.recipes import ModelShape
+    from tinyedge_quantize.type_table import type_table
+
+    shape = next(each for each in SHAPES if each.name.startswith("TinyLlama"))
+    rows = type_table(shape.tensors, ModelShape(layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads))
+    if json_output:
+        print_json({"model": shape.name, "types": [dataclasses.asdict(row) for row in rows]})
+        return
+    print_line(f"type     mostly   {shape.name:>16}  error of a weight")
+    for row in rows:
+        needs = "  needs --imatrix" if row.needs_imatrix else ""
+        print_line(f"{row.name:<8} {row.mostly:<8} {format_bytes(row.bytes):>16}  {row.error:>17.2%}{needs}")
 
 
 def _self_check(json_output: bool) -> None:
     from tinyedge_quantize.selfcheck import check_kernels
 
-    results = check_kernels()
+    results = check_kernels(slow=True)
     if json_output:
         print_json({"types": [{"type": r.type, "error": r.error, "bound": r.bound} for r in results]})
         return
-    print_line("type     relative RMS error   bound")
+    print_line("type             relative RMS error   bound")
     for result in results:
-        print_line(f"{result.type:<8} {result.error:>18.5f}   {result.bound:.5f}")
+        print_line(f"{result.type:<16} {result.error:>18.5f}   {result.bound:.5f}")
     print_line("the installed quantization kernels are within their bounds")

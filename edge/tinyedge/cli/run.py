@@ -139,10 +139,10 @@ def adapters_of(values: list[str] | None) -> tuple[tuple[Path, float], ...]:
 def _sampling_for(path: Path, options: SamplingOptions) -> Sampling:
     """The sampling that the options ask for, over the defaults in the model's file."""
     from tinyedge.cli.sampling_options import sampling_of
-    from tinyedge.gguf_file import read_gguf
+    from tinyedge.gguf_split import read_model
     from tinyedge.model_facts import describe_model
 
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     return sampling_of(options, gguf.metadata, describe_model(gguf).vocabulary)
 
 

@@ -1,0 +1,56 @@
+"""Every type beside every other: what a model of a given shape becomes, how wrong its weights are, what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyedge.ggml_types import row_bytes
+from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.importance import Imatrix
+from tinyedge_quantize.recipes import RECIPES, ModelShape, Recipe, TensorFacts, choose_types, needs_imatrix
+from tinyedge_quantize.selfcheck import STOCK_ERRORS, STOCK_WEIGHTED_ERRORS
+
+# Its presence alone changes which types are chosen.
+_SOME_IMATRIX = Controls(imatrix=Imatrix(Path("imatrix.gguf"), {}, (), 0, 0))
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """A type: the ggml type of most tensors, its bytes for the model, that type's relative RMS error on normal weights.
+
+    Where it `needs_imatrix` the bytes are those with one.
+    """
+
+    name: str
+    mostly: str
+    bytes: int
+    error: float
+    needs_imatrix: bool
+
+
+def type_table(tensors: Sequence[tuple[str, tuple[int, ...]]], model: ModelShape) -> list[TypeRow]:
+    """All types, the largest first; `tensors` are GGUF names and shapes in llama.cpp's order."""
+    facts = [TensorFacts(name, shape) for name, shape in tensors]
+    rows = [_row(recipe, facts, model) for recipe in RECIPES.values() if not recipe.copies]
+    return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _row(recipe: Recipe, facts: Sequence[TensorFacts], model: ModelShape) -> TypeRow:
+    chosen = choose_types(recipe, facts, model)
+    needs = any(needs_imatrix(recipe, fact.name, kind) for fact, kind in zip(facts, chosen, strict=True))
+    if needs:
+        chosen = choose_types(recipe, facts, model, _SOME_IMATRIX)
+    size = sum(_bytes(fact.shape, kind) for fact, kind in zip(facts, chosen, strict=True))
+    return TypeRow(recipe.name, recipe.default, size, _error(recipe.default), needs)
+
+
+def _error(kind: str) -> float:
+    """Without an importance matrix where the type can do so; F32 has none."""
+    return STOCK_ERRORS.get(kind, STOCK_WEIGHTED_ERRORS.get(kind, 0.0))
+
+
+def _bytes(shape: tuple[int, ...], kind: str) -> int:
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    return rows * row_bytes(kind, columns)
