@@ -253,6 +253,8 @@ class SourceTensor:
 
     def transposed(self) -> SourceTensor:
         """The same matrix with rows and columns exchanged, for layers that are stored (in, out)."""
+        if isinstance(self.reader, ColumnsAsRows) and self.order is None:  # turned back
+            return replace(self.reader.source, name=self.name)
         reader: RowReader = ColumnsAsRows(self)
         strided = self.reader
         if isinstance(strided, StridedRows) and self.order is None:
