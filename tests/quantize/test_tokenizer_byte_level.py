@@ -128,7 +128,7 @@ def test_no_token_is_added_that_the_tokenizer_does_not_add(tmp_path: Path) -> No
         (byte_level(model={"merges": []}), 300, r"no merges"),
         (byte_level(model={"merges": ["a b c"]}), 300, r"merge 0 .* where a pair"),
         (byte_level(model={"merges": [["a", "zz"]]}), 300, r"joins 'a' and 'zz'"),
-        (byte_level(model={"type": "Unigram"}), 300, r"'Unigram', where BPE is needed"),
+        (byte_level(model={"type": "Unigram"}), 300, r"'Unigram', where BPE is needed; put the tokenizer\.model"),
         (byte_level(model={"end_of_word_suffix": "</w>"}), 300, r"end_of_word_suffix"),
         (byte_level(decoder={"type": "WordPiece"}), 300, r"decoder 'WordPiece'"),
         (byte_level(added_tokens=[{"id": BASE}]), 300, r"content of an added token is None"),

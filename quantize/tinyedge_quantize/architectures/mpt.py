@@ -104,5 +104,4 @@ MPT = Architecture(
     prefix="transformer.",
     vocabulary="mpt",
     defaults={"max_seq_len": 2048, "layer_norm_epsilon": 1e-5},
-    pre_tokenizers={"gpt-2": "mpt", "olmo": "mpt"},
 )

@@ -28,10 +28,13 @@ def check_agreement(folder: TokenizerFolder, model: SentencePieceModel, vocabula
     if not pieces and not added:
         return
     count = len(model.pieces)
-    wrong = [row for row, text in (pieces | added).items() if row < count and not _same(model, vocabulary, row, text)]
+    wrong = [row for row, text in added.items() if row < count and not _same(model, vocabulary, row, text)]
+    wrong += [
+        row for row, text in pieces.items() if row < count and row not in added and not _same(model, vocabulary, row, text)
+    ]
     if wrong:
         row = min(wrong)
-        text, known = (pieces | added)[row], vocabulary.tokens[row].decode()
+        text, known = added.get(row) or pieces[row], vocabulary.tokens[row].decode()
         raise _disagree(f"token {row} is {show(text)} in tokenizer.json and {show(known)} in tokenizer.model")
     if pieces:
         beyond = [row for row in pieces if row >= count and row not in added]
@@ -44,11 +47,11 @@ def check_agreement(folder: TokenizerFolder, model: SentencePieceModel, vocabula
             raise _disagree(
                 f"tokenizer.model has token {missing}, {show(vocabulary.tokens[missing].decode())}, tokenizer.json not"
             )
-    rows = {piece.text: row for row, piece in enumerate(model.pieces)}
-    for row, text in added.items():
-        known_row = rows.get(text.encode("utf-8"), row)
-        if known_row != row and vocabulary.tokens[known_row] == text.encode("utf-8"):
-            raise _disagree(f"{show(text)} is token {row} in tokenizer.json and {known_row} in tokenizer.model")
+    rows = {text.encode("utf-8"): row for row, text in added.items()}
+    for known_row, piece in enumerate(model.pieces):
+        row = rows.get(piece.text, known_row)
+        if row != known_row and vocabulary.tokens[known_row] == piece.text:
+            raise _disagree(f"{show(added[row])} is token {row} in tokenizer.json and {known_row} in tokenizer.model")
 
 
 def _same(model: SentencePieceModel, vocabulary: Vocabulary, row: int, text: str) -> bool:

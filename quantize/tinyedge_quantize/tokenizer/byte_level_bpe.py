@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,11 +12,13 @@ from tinyedge_quantize.strangers import show
 
 from .added_tokens import AddedToken, check_pieces, read_added_tokens
 from .files import MAX_JSON_BYTES, TokenizerFolder, as_dict, as_list, as_text, read_json, read_text, wrong
+from .large_json import Merges
 from .pretokenizers import ADDING_BOS, family_name, pre_tokenizer_of_class, recognise_pre_tokenizer
 from .special import special_entries
 from .vocabulary import TokenType, Vocabulary, looks_special, refuse_more_than
 
 _NOT_READ = "convert it with a tool that knows this kind of tokenizer"
+_UNIGRAM_REMEDY = "put the tokenizer.model of this checkpoint beside it, which is read instead"
 _GPT2_SPECIALS = {"eos_token": "<|endoftext|>"}
 # Parts of a BPE model that change what text becomes, and that llama.cpp does not have.
 _UNSUPPORTED_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
@@ -68,7 +70,8 @@ def _check_model(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
     model = as_dict(tokenizer_json.get("model"), "model in tokenizer.json")
     kind = model.get("type")
     if kind != "BPE":
-        raise TokenizerError(f"tokenizer.json holds a model of type {show(kind)}, where BPE is needed", _NOT_READ)
+        remedy = _UNIGRAM_REMEDY if kind == "Unigram" else _NOT_READ
+        raise TokenizerError(f"tokenizer.json holds a model of type {show(kind)}, where BPE is needed", remedy)
     for option in _UNSUPPORTED_OPTIONS:
         if model.get(option):
             raise TokenizerError(f"tokenizer.json sets {option}, which llama.cpp does not have", _NOT_READ)
@@ -113,18 +116,17 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-def read_merges(merges: Any, pieces: dict[str, int]) -> list[tuple[str, str]]:
+def read_merges(merges: Any, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
     """The pairs in either of the forms that tokenizer.json has had; TokenizerError for a pair that is not in `pieces`."""
-    pairs: list[tuple[str, str]] = []
-    for merge in as_list([] if merges is None else merges, "merges in tokenizer.json"):
+    items = merges if isinstance(merges, Merges) else as_list([] if merges is None else merges, "merges in tokenizer.json")
+    for place, merge in enumerate(items):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise wrong(merge, "a pair of tokens", f"merge {len(pairs)} in tokenizer.json")
+            raise wrong(merge, "a pair of tokens", f"merge {place} in tokenizer.json")
         left, right = parts
         if left not in pieces or right not in pieces or left + right not in pieces:
-            raise TokenizerError(f"merge {len(pairs)} joins {show(left)} and {show(right)}, not all of them in the vocabulary")
-        pairs.append((left, right))
-    return pairs
+            raise TokenizerError(f"merge {place} joins {show(left)} and {show(right)}, not all of them in the vocabulary")
+        yield left, right
 
 
 def _merges(merges: Any, pieces: dict[str, int]) -> list[str]:

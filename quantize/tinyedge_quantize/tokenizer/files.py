@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.strangers import read_limited, show
+
+from .large_json import parse_tokenizer_json
 
 # The largest tokenizer.json in common use (Gemma's 262144 pieces) is 33 MB.
 MAX_JSON_BYTES = 256 * 2**20
@@ -43,11 +45,11 @@ def read_text(path: Path, limit: int) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; TokenizerError when it is not one."""
+def read_json(path: Path, parse: Callable[[bytes], Any] = lambda data: json.loads(data.decode("utf-8"))) -> dict[str, Any]:
+    """The JSON object in a file, as `parse` takes it from the bytes; TokenizerError when it is not one."""
     data = read_bytes(path, MAX_JSON_BYTES)
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = parse(data)
     except RecursionError:
         raise TokenizerError(f"{path.name} is nested too deeply to be a tokenizer's file") from None
     except UnicodeDecodeError as error:
@@ -115,8 +117,9 @@ class TokenizerFolder:
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any] | None:
-        """tokenizer.json, or None when there is none."""
-        return self._optional("tokenizer.json")
+        """tokenizer.json, or None when there is none; in a large one `merges` of the model are `Merges`, not a list."""
+        path = self.path / "tokenizer.json"
+        return read_json(path, parse_tokenizer_json) if path.is_file() else None
 
     @cached_property
     def tokenizer_config(self) -> dict[str, Any] | None:

@@ -140,7 +140,7 @@ _ALIKE = (
     frozenset(["gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling", "mellum", "gigachat", "exaone4"]),
     frozenset(["smollm", "command-r", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"]),
     frozenset(["qwen2", "stablelm2", "megrez", "hunyuan", "deepseek-r1-qwen", "grok-2"]),
-    frozenset(["dbrx", "smaug-bpe", "chatglm-bpe"]),
+    frozenset(["dbrx", "smaug-bpe"]),
     frozenset(["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "midm-2.0", "pixtral"]),
     frozenset(["gpt-4o", "llama4", "kanana2", "talkie"]),
 )
