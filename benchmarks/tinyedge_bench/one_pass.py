@@ -23,8 +23,8 @@ import numpy as np
 from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_bench.results import Finished, keep, median, run_command
 from tinyedge_quantize.checkpoint import open_checkpoint
-from tinyedge_quantize.imatrix_file import write_imatrix
-from tinyedge_quantize.importance import DEFAULT_CHUNK, Imatrix, SquareSums
+from tinyedge_quantize.imatrix.file import write_imatrix
+from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Imatrix, SquareSums
 from tinyedge_quantize.plan import make_plan
 from tinyedge_quantize.recipes import find_recipe
 

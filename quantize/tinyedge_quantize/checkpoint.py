@@ -12,19 +12,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tinyedge.errors import CheckpointError, ModelNotFoundError
 from tinyedge_quantize.config import read_json
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
+from tinyedge_quantize.containers.torch_file import is_legacy_torch_file, read_torch_file
 from tinyedge_quantize.layouts import LAYOUTS
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
 from tinyedge_quantize.lora import merge_into, open_adapter
+from tinyedge_quantize.open_files import OpenFiles
 from tinyedge_quantize.quantized import dequantized
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor, WeightFile
-from tinyedge_quantize.torch_file import is_legacy_torch_file, read_torch_file
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "consolidated.00.pth", "lit_model.pth")
@@ -36,16 +36,11 @@ _MAX_SHARDS = 1000
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An open checkpoint; close it, or use it in a with statement.
+class Checkpoint(OpenFiles):
+    """An open checkpoint; `folder` is where the configuration and tokenizer lie."""
 
-    `folder` is where the configuration and tokenizer lie, `source_bytes` the size of the weight files.
-    """
-
-    path: Path
     folder: Path
     arranged: Arranged
-    files: tuple[WeightFile, ...]
 
     @property
     def layout(self) -> str:
@@ -54,20 +49,6 @@ class Checkpoint:
     @property
     def config(self) -> dict[str, Any]:
         return self.arranged.config
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_checkpoint(path: Path, config_name: str | None = None, adapters: Sequence[tuple[Path, float]] = ()) -> Checkpoint:
@@ -90,7 +71,7 @@ def open_checkpoint(path: Path, config_name: str | None = None, adapters: Sequen
         merging = [opened.enter_context(open_adapter(*adapter)) for adapter in adapters]
         arranged = merge_into(arranged, merging)
         opened.pop_all()
-    return Checkpoint(path, folder, arranged, (*files, *(adapter.file for adapter in merging)))
+    return Checkpoint(path, (*files, *(adapter.file for adapter in merging)), folder, arranged)
 
 
 def weight_paths(path: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tinyedge.errors import AdapterError, CheckpointError, OutputError
 from tinyedge.gguf_file import is_gguf
 from tinyedge_quantize.checkpoint import open_checkpoint
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.gguf_source import open_gguf
 from tinyedge_quantize.plan import QuantPlan, Source, make_plan
 from tinyedge_quantize.provenance import SourceHashes, provenance, sha256_of

@@ -5,11 +5,9 @@ Reference: llama.cpp, src/llama-quant.cpp, which copies all metadata but the spl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tinyedge.errors import GGUFError, UnsupportedArchitectureError
 from tinyedge.gguf_file import GGUFFile, GGUFTensor
@@ -17,6 +15,7 @@ from tinyedge.gguf_split import read_parts
 from tinyedge.gguf_values import GGUFArray
 from tinyedge_quantize.metadata import MetadataEntry
 from tinyedge_quantize.model import Model
+from tinyedge_quantize.open_files import OpenFiles
 from tinyedge_quantize.recipes import ModelShape
 from tinyedge_quantize.tensors import BlockRows, SourceTensor, WeightFile
 
@@ -37,31 +36,15 @@ _TYPE_NAMES = {
 
 
 @dataclass(frozen=True)
-class GGUFSource:
-    """An open GGUF model, in one file or in parts; close it, or use it in a with statement."""
+class GGUFSource(OpenFiles):
+    """An open GGUF model, in one file or in parts."""
 
-    path: Path
     model: Model
-    files: tuple[WeightFile, ...]
     layout: str = "GGUF"
 
     @property
     def folder(self) -> Path:
         return self.path.parent
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-    def __enter__(self) -> GGUFSource:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_gguf(path: Path) -> GGUFSource:
@@ -86,7 +69,7 @@ def open_gguf(path: Path) -> GGUFSource:
         }
         model = Model(tuple(tensors.items()), metadata, _shape(parts[0]), path.name, from_gguf=True)
         opened.pop_all()
-    return GGUFSource(path, model, tuple(files))
+    return GGUFSource(path, tuple(files), model)
 
 
 def _source(file: WeightFile, gguf: GGUFFile, tensor: GGUFTensor) -> SourceTensor:
@@ -127,10 +110,3 @@ def _count(gguf: GGUFFile, key: str, default: int | None = None) -> int:
     if type(value) is not int or not 0 < value < 2**31:
         raise GGUFError(f"{gguf.path} has no usable {key}", "give a GGUF file of a language model")
     return value
-
-
-def text_of(metadata: Mapping[str, MetadataEntry], key: str) -> str | None:
-    """A string of the metadata, None where it is missing or something else."""
-    entry = metadata.get(key)
-    value = entry.value if entry is not None and entry.type == "string" else None
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.ggml_types import row_bytes
-from tinyedge_quantize.controls import Controls
-from tinyedge_quantize.importance import Imatrix
+from tinyedge_quantize.controls.values import Controls
+from tinyedge_quantize.imatrix.importance import Imatrix
 from tinyedge_quantize.recipes import RECIPES, ModelShape, Recipe, TensorFacts, choose_types, needs_imatrix
 from tinyedge_quantize.selfcheck import STOCK_ERRORS, STOCK_WEIGHTED_ERRORS
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.layouts.arranged import StateDict
 from tinyedge_quantize.quantized import dequantized
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.tensors import SourceTensor, WeightFile
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge.ggml_types import type_named
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.metadata import MetadataEntry
 from tinyedge_quantize.recipes import ModelShape, TensorFacts, gguf_order
 

@@ -20,10 +20,10 @@ from tinyedge.errors import ImatrixError, NativeError
 from tinyedge.native import library
 from tinyedge.native.context import ContextSettings
 from tinyedge.native.model import Model
-from tinyedge_quantize import calibrate
-from tinyedge_quantize.calibrate import Collection, collect, collect_into, read_tokens
 from tinyedge_quantize.convert import convert
-from tinyedge_quantize.imatrix_file import Imatrix, merge, read_imatrix
+from tinyedge_quantize.imatrix import calibrate
+from tinyedge_quantize.imatrix.calibrate import Collection, collect, collect_into, read_tokens
+from tinyedge_quantize.imatrix.file import Imatrix, merge, read_imatrix
 
 SIZE = 64
 SETTINGS = ContextSettings(context=SIZE, threads=1)

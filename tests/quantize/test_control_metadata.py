@@ -12,10 +12,10 @@ import pytest
 from quantize_reference import Family, llama_quantize
 
 from tinyedge.gguf_file import GGUFFile, read_gguf
-from tinyedge_quantize.control_metadata import final_metadata, read_description
-from tinyedge_quantize.control_options import parse_override, parse_overrides
-from tinyedge_quantize.controls import ControlError, Controls
-from tinyedge_quantize.importance import Imatrix, SquareSums
+from tinyedge_quantize.controls.metadata import final_metadata, read_description
+from tinyedge_quantize.controls.options import parse_override, parse_overrides
+from tinyedge_quantize.controls.values import ControlError, Controls
+from tinyedge_quantize.imatrix.importance import Imatrix, SquareSums
 from tinyedge_quantize.metadata import MetadataEntry, float32, int32s, string, uint32
 from tinyedge_quantize.recipes import RECIPES
 

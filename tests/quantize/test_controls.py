@@ -10,8 +10,8 @@ import pytest
 from quantize_reference import Family, llama_quantize
 
 from tinyedge.gguf_file import read_gguf
-from tinyedge_quantize.control_metadata import read_description
-from tinyedge_quantize.control_options import (
+from tinyedge_quantize.controls.metadata import read_description
+from tinyedge_quantize.controls.options import (
     TENSOR_TYPES,
     make_controls,
     parse_layers,
@@ -19,8 +19,8 @@ from tinyedge_quantize.control_options import (
     parse_type,
     read_tensor_types,
 )
-from tinyedge_quantize.controls import ControlError, Controls, TensorType, pruned
-from tinyedge_quantize.importance import Imatrix, SquareSums
+from tinyedge_quantize.controls.values import ControlError, Controls, TensorType, pruned
+from tinyedge_quantize.imatrix.importance import Imatrix, SquareSums
 from tinyedge_quantize.recipes import RECIPES, choice_warnings, choose_types, importance_weights
 
 SMALL = Family(layers=2)

@@ -14,7 +14,7 @@ from gguf_comparison import assert_same_gguf, own_fields
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge.errors import CheckpointError, GGUFError, OutputError, RequantizeError, UnsupportedArchitectureError
 from tinyedge.gguf_split import read_model, split_path
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.recipes import RECIPES
 from tinyedge_quantize.splits import SplitError, parse_size

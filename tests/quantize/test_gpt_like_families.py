@@ -22,7 +22,7 @@ from tinyedge.errors import CheckpointError, TensorMismatchError, TinyEdgeError,
 from tinyedge_quantize.architectures import architecture_of
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.convert import convert
-from tinyedge_quantize.plan import map_tensors
+from tinyedge_quantize.described import map_tensors
 from tinyedge_quantize.tensors import float_rows
 
 # As the models' publishers wrote them, but for what has no effect here.

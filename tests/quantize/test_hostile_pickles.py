@@ -13,8 +13,8 @@ import pytest
 import torch_saves as ts
 
 from tinyedge.errors import CheckpointError, UnsafePickleError
+from tinyedge_quantize.containers.torch_file import read_torch_file
 from tinyedge_quantize.tensors import WeightFile
-from tinyedge_quantize.torch_file import read_torch_file
 
 
 class _Call:

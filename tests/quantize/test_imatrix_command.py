@@ -15,7 +15,7 @@ import pytest
 from tinyedge import errors
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge_quantize.convert import convert
-from tinyedge_quantize.imatrix_file import read_imatrix
+from tinyedge_quantize.imatrix.file import read_imatrix
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")
 SIZE = ("--ctx", "64", "--threads", "1")

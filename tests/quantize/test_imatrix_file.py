@@ -15,10 +15,10 @@ from quantize_reference import llama_quantize
 
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge.errors import ImatrixError, OutputError
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.convert import convert
-from tinyedge_quantize.imatrix_file import Imatrix, SquareSums, check_against, merge, read_imatrix, write_imatrix
-from tinyedge_quantize.imatrix_statistics import layer_statistics, tensor_statistics
+from tinyedge_quantize.imatrix.file import Imatrix, SquareSums, check_against, merge, read_imatrix, write_imatrix
+from tinyedge_quantize.imatrix.statistics import layer_statistics, tensor_statistics
 
 Q4_K_M, IQ2_XXS = 15, 19  # llama_ftype
 

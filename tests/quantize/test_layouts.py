@@ -19,8 +19,9 @@ from tinyedge.errors import CheckpointError, TensorMismatchError
 from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.convert import Wishes, convert
+from tinyedge_quantize.described import interleaved_rotary_rows
 from tinyedge_quantize.layouts.lit_gpt import NAMED_CONFIGS
-from tinyedge_quantize.plan import interleaved_rotary_rows, make_plan
+from tinyedge_quantize.plan import make_plan
 from tinyedge_quantize.recipes import find_recipe
 
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]

@@ -22,9 +22,9 @@ from packed_checkpoints import write_safetensors
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge.errors import AdapterError, TinyEdgeError, UnsafePickleError, WeightValueError
 from tinyedge_quantize.checkpoint import open_checkpoint
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.lora import merge_into, merged, open_adapter, parse_adapter_option
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.tensors import WeightFile
 
 QUERY = "model.layers.0.self_attn.q_proj"

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tinyedge_quantize.checkpoint import open_checkpoint
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.lora import merge_into, merged, open_adapter
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.tensors import Floats, SourceTensor, WeightFile, float_rows
 
 torch = pytest.importorskip("torch")

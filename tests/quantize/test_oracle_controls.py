@@ -12,11 +12,11 @@ from quantize_reference import llama_quantize
 
 from tinyedge.gguf_file import read_gguf
 from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
-from tinyedge_quantize.control_options import make_controls
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.options import make_controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.convert import Wishes, convert
-from tinyedge_quantize.imatrix_file import read_imatrix, write_imatrix
-from tinyedge_quantize.importance import Imatrix, SquareSums
+from tinyedge_quantize.imatrix.file import read_imatrix, write_imatrix
+from tinyedge_quantize.imatrix.importance import Imatrix, SquareSums
 from tinyedge_quantize.metadata import string, uint32
 from tinyedge_quantize.recipes import RECIPES
 

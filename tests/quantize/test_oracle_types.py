@@ -14,9 +14,9 @@ from tinyedge.errors import ImatrixError, UnsupportedArchitectureError
 from tinyedge.ggml_types import row_bytes
 from tinyedge.gguf_file import read_gguf
 from tinyedge.native.quantize import quantize_rows
-from tinyedge_quantize.control_options import TENSOR_TYPES, parse_overrides, parse_tensor_type
-from tinyedge_quantize.controls import Controls, pruned
-from tinyedge_quantize.importance import Imatrix, SquareSums
+from tinyedge_quantize.controls.options import TENSOR_TYPES, parse_overrides, parse_tensor_type
+from tinyedge_quantize.controls.values import Controls, pruned
+from tinyedge_quantize.imatrix.importance import Imatrix, SquareSums
 from tinyedge_quantize.recipes import (
     RECIPES,
     ModelShape,

@@ -13,9 +13,9 @@ import packed_checkpoints as pc
 import pytest
 
 from tinyedge.errors import CheckpointError
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.layouts.arranged import StateDict
 from tinyedge_quantize.quantized import dequantized
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.tensors import WeightFile, file_tensor
 
 GPTQ = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tinyedge.cli.models import demo_checkpoint
-from tinyedge_quantize.imatrix_file import write_imatrix
-from tinyedge_quantize.importance import DEFAULT_CHUNK, Imatrix, SquareSums
+from tinyedge_quantize.imatrix.file import write_imatrix
+from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Imatrix, SquareSums
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")
 

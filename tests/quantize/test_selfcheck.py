@@ -8,7 +8,7 @@ import pytest
 from tinyedge.errors import SelfCheckError
 from tinyedge.native.quantize import widen
 from tinyedge_quantize import selfcheck
-from tinyedge_quantize.control_options import TENSOR_TYPES
+from tinyedge_quantize.controls.options import TENSOR_TYPES
 from tinyedge_quantize.recipes import FALLBACK, RECIPES
 from tinyedge_quantize.recipes.weighting import NEEDS_IMATRIX
 

@@ -27,16 +27,16 @@ from tinyedge.llama_check import MATRIX_TYPES
 from tinyedge.native import quantize as native
 from tinyedge_bench.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.checkpoint import open_checkpoint
-from tinyedge_quantize.control_options import make_controls
+from tinyedge_quantize.controls.options import make_controls
 from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.plan import make_plan
 from tinyedge_quantize.recipes import find_recipe
 from tinyedge_quantize.selfcheck import STOCK_ERRORS, dequantized, sample
-from tinyedge_quantize.verify import verify, verify_written
-from tinyedge_quantize.verify_against import metadata_problems, open_reference
-from tinyedge_quantize.verify_report import FAILED, PASSED, SKIPPED, Check, Verification
-from tinyedge_quantize.verify_tensors import SlabObserver, error_bound, slab_sums
-from tinyedge_quantize.verify_tokenizer import TEXTS
+from tinyedge_quantize.verification.against import metadata_problems, open_reference
+from tinyedge_quantize.verification.report import FAILED, PASSED, SKIPPED, Check, Verification
+from tinyedge_quantize.verification.tensors import SlabObserver, error_bound, slab_sums
+from tinyedge_quantize.verification.tokenizer import TEXTS
+from tinyedge_quantize.verification.verify import verify, verify_written
 from tinyedge_quantize.write import write
 
 TINY = SHAPES["tiny"]

@@ -18,8 +18,8 @@ from tinyedge.cli.output import MAX_TOKENS, format_seconds, on_terminal, print_j
 
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan
-    from tinyedge_quantize.calibrate import ChunkDone, Collection
-    from tinyedge_quantize.imatrix_file import Imatrix
+    from tinyedge_quantize.imatrix.calibrate import ChunkDone, Collection
+    from tinyedge_quantize.imatrix.file import Imatrix
 
 _EXAMPLES = """\b
 Examples:
@@ -94,7 +94,7 @@ def imatrix(
     Writes llama.cpp's imatrix format. Stopped, it goes on where it was when it is called again.
     """
     from tinyedge.native import log
-    from tinyedge_quantize.imatrix_file import merge, read_imatrix, write_imatrix
+    from tinyedge_quantize.imatrix.file import merge, read_imatrix, write_imatrix
 
     given = [] if in_file is None else list(in_file)
     if text is not None:
@@ -174,8 +174,8 @@ def _collect(argument: str, in_files: list[Path], wanted: _Wanted) -> dict[str, 
     from tinyedge.engine import context_settings
     from tinyedge.model_identity import model_identity
     from tinyedge.model_probe import runnable_facts
-    from tinyedge_quantize.calibrate import Collection, collect_into, read_tokens
-    from tinyedge_quantize.importance import DEFAULT_CHUNK
+    from tinyedge_quantize.imatrix.calibrate import Collection, collect_into, read_tokens
+    from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK
     from tinyedge_quantize.output_file import check_room
 
     check_room(wanted.output, 0)
@@ -229,7 +229,7 @@ def _collect(argument: str, in_files: list[Path], wanted: _Wanted) -> dict[str, 
 def _begin_with(collection: Collection, in_files: list[Path]) -> None:
     import hashlib
 
-    from tinyedge_quantize.imatrix_file import merge, read_imatrix
+    from tinyedge_quantize.imatrix.file import merge, read_imatrix
 
     if in_files:
         base = merge([read_imatrix(path) for path in in_files], in_files[0], collection.chunk_size)
@@ -239,7 +239,7 @@ def _begin_with(collection: Collection, in_files: list[Path]) -> None:
 def _there(output: Path) -> Imatrix | None:
     """The importance matrix that is in the output already."""
     from tinyedge.errors import ImatrixError
-    from tinyedge_quantize.imatrix_file import read_imatrix
+    from tinyedge_quantize.imatrix.file import read_imatrix
 
     if not _is_there(output):
         return None

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tinyedge.cli.output import printable
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.imatrix_file import Imatrix
+    from tinyedge_quantize.imatrix.file import Imatrix
 
 
 def describe_statistics(found: Imatrix) -> dict[str, Any]:
     """The statistics of every tensor and layer, for --json and the table."""
-    from tinyedge_quantize.imatrix_statistics import layer_statistics, tensor_statistics
+    from tinyedge_quantize.imatrix.statistics import layer_statistics, tensor_statistics
 
     tensors = tensor_statistics(found)
     return {

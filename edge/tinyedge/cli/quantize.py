@@ -24,7 +24,7 @@ from tinyedge.cli.quantize_options import QuantizeOptions
 if TYPE_CHECKING:
     from tinyedge_quantize.convert import ConversionReport, Wishes
     from tinyedge_quantize.plan import QuantPlan, Source
-    from tinyedge_quantize.verify_tensors import SlabObserver
+    from tinyedge_quantize.verification.tensors import SlabObserver
     from tinyedge_quantize.write import Observer
 
 
@@ -84,7 +84,7 @@ def quantize(
         return
     observer = None
     if verify:
-        from tinyedge_quantize.verify_tensors import SlabObserver
+        from tinyedge_quantize.verification.tensors import SlabObserver
 
         observer = SlabObserver()
     report = convert_with_progress(
@@ -106,7 +106,7 @@ def _print_verification(
 ) -> None:
     """The report on the file just written; raises VerificationError when it did not pass."""
     from tinyedge.cli.verify import WORST_SHOWN, describe, print_report
-    from tinyedge_quantize.verify import verify_written
+    from tinyedge_quantize.verification.verify import verify_written
 
     folder = source if source.is_dir() else source.parent
     with byte_progress(f"verify {report.path.name}", quiet=json_output) as bar:

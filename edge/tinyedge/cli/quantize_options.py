@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.controls import Controls
+    from tinyedge_quantize.controls.values import Controls
     from tinyedge_quantize.convert import Wishes
 
 
@@ -82,8 +82,8 @@ class QuantizeOptions:
         )
 
     def _controls(self) -> Controls:
-        from tinyedge_quantize.control_options import make_controls
-        from tinyedge_quantize.imatrix_file import read_imatrix
+        from tinyedge_quantize.controls.options import make_controls
+        from tinyedge_quantize.imatrix.file import read_imatrix
 
         return make_controls(
             tensor_types=self.tensor_type or (),

@@ -15,7 +15,7 @@ from tinyedge.cli.quantize_options import QuantizeOptions
 
 if TYPE_CHECKING:
     from tinyedge_quantize.convert import Wishes
-    from tinyedge_quantize.verify_report import TensorReport, Verification
+    from tinyedge_quantize.verification.report import TensorReport, Verification
 
 WORST_SHOWN = 10
 _DETAIL_CHARACTERS = 600
@@ -65,7 +65,7 @@ def verify(
     Example: tinyedge verify tinyllama-q4.gguf --against TinyLlama-1.1B-Chat-v1.0
     """
     from tinyedge.cli.models import demo_checkpoint, named_path, resolve_model
-    from tinyedge_quantize.verify import verify as verify_file
+    from tinyedge_quantize.verification.verify import verify as verify_file
 
     path = named_path(model, "MODEL.gguf") or resolve_model(model)
     reference = (named_path(against, "--against") or demo_checkpoint()) if against is not None else None

@@ -15,12 +15,12 @@ from typing import Any
 
 from tinyedge.errors import AdapterError, CheckpointError
 from tinyedge_quantize.config import read_json
+from tinyedge_quantize.containers.safetensors_file import read_safetensors
+from tinyedge_quantize.containers.torch_file import read_torch_file
 from tinyedge_quantize.lora.names import part_of, require_known
 from tinyedge_quantize.lora.patterns import MAX_NUMBER, read_patterns
-from tinyedge_quantize.safetensors_file import read_safetensors
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import FLOAT_BYTES, SourceTensor, WeightFile
-from tinyedge_quantize.torch_file import read_torch_file
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -18,13 +18,14 @@ from tinyedge.errors import AdapterError
 from tinyedge_quantize.architectures import Architecture, Sizes, TensorRule, architecture_of
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.config import read_json
+from tinyedge_quantize.described import interleaved_rotary_rows
 from tinyedge_quantize.general import general_metadata
 from tinyedge_quantize.layouts.huggingface import text_config
 from tinyedge_quantize.lora.adapter import Adapter, LowRank
 from tinyedge_quantize.lora.merge import keeps_inputs_first
 from tinyedge_quantize.lora.names import BaseNames
 from tinyedge_quantize.metadata import MetadataEntry, float32, string, uint32
-from tinyedge_quantize.plan import QUANTIZATION_VERSION, TensorPlan, interleaved_rotary_rows, planned_file
+from tinyedge_quantize.plan import QUANTIZATION_VERSION, TensorPlan, planned_file
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import Bytes, ConstantRows, RowOrder, SourceTensor, float_rows
 from tinyedge_quantize.write import write

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tinyedge.errors import UnsupportedArchitectureError
 from tinyedge.ggml_types import type_named
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.metadata import MetadataEntry
 from tinyedge_quantize.recipes.rules import FLOATS, Category, Position, Recipe, category_of
 from tinyedge_quantize.recipes.table import UnknownTypeError

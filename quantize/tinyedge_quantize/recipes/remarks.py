@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.recipes.choice import TensorFacts, may_quantize
 from tinyedge_quantize.recipes.rules import FLOATS, Recipe
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.importance import Floats
+    from tinyedge_quantize.imatrix.importance import Floats
 
 _TERNARY = ("TQ1_0", "TQ2_0")
 

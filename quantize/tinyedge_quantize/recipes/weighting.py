@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinyedge.errors import ImatrixError
-from tinyedge_quantize.controls import Controls
+from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.recipes.choice import TensorFacts, may_quantize
 from tinyedge_quantize.recipes.rules import FLOATS, Recipe
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.importance import Floats
+    from tinyedge_quantize.imatrix.importance import Floats
 
 NEEDS_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 _NEEDS_NONE = frozenset({"output.weight", "token_embd.weight", "per_layer_token_embd.weight"})
@@ -41,7 +41,7 @@ def importance_weights(
     ]
     weights: list[Floats | None] = [None] * len(tensors)
     if controls.imatrix is not None:
-        from tinyedge_quantize.importance import check_against
+        from tinyedge_quantize.imatrix.importance import check_against
 
         names = [(originals or {}).get(tensor.name, tensor.name) for tensor in tensors]
         needed = [tensor.shape[-1] * math.prod(tensor.shape[:-2]) for tensor in tensors]

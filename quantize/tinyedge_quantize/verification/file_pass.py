@@ -1,4 +1,4 @@
-"""One pass over the files of a model: the SHA-256 of each and of every tensor, and the figures of `verify_tensors`.
+"""One pass over the files of a model: the SHA-256 of each and of every tensor, and the figures of `tensors`.
 
 One thread reads front to back and computes the checksums, so that a slow disk is read once; others dequantize what it has read
 and compare it with the source.
@@ -21,7 +21,7 @@ from tinyedge.gguf_file import GGUFFile, GGUFTensor
 from tinyedge.llama_check import MATRIX_TYPES
 from tinyedge.native import quantize as native
 from tinyedge_quantize.tensors import Bytes, SourceTensor, WeightFile, float_rows
-from tinyedge_quantize.verify_tensors import ErrorSums, SlabObserver
+from tinyedge_quantize.verification.tensors import ErrorSums, SlabObserver
 from tinyedge_quantize.write import SLAB_ELEMENTS, Progress
 
 _READ_BYTES = 1 << 20

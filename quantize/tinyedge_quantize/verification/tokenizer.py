@@ -16,7 +16,7 @@ from pathlib import Path
 from tinyedge.errors import VerificationError
 from tinyedge.gguf_file import GGUFFile
 from tinyedge.gguf_values import GGUFArray
-from tinyedge_quantize.verify_tokenizer_worker import LLAMA_CPP, SENTENCEPIECE, TOKENIZERS, Result
+from tinyedge_quantize.verification.tokenizer_worker import LLAMA_CPP, SENTENCEPIECE, TOKENIZERS, Result
 
 TEXTS = (
     "Hello, world!",
@@ -59,7 +59,7 @@ TEXTS = (
     "<|user|>\nhi<|end|>\n<|assistant|>",
 )
 
-_WORKER = Path(__file__).with_name("verify_tokenizer_worker.py")
+_WORKER = Path(__file__).with_name("tokenizer_worker.py")
 # The largest published tokenizer.json (Gemma 3) has 33 MB.
 _MAX_BYTES = 128 << 20
 _SECONDS = 120

@@ -22,8 +22,8 @@ from tinyedge.native.activations import FEWEST_ROWS, CalibrationContext
 from tinyedge.native.context import BATCH_TOKENS, ContextSettings
 from tinyedge.native.interrupt import Interruptible
 from tinyedge.native.model import Model
-from tinyedge_quantize.imatrix_file import write_imatrix
-from tinyedge_quantize.importance import DEFAULT_CHUNK, Counts, Floats, Imatrix, SquareSums
+from tinyedge_quantize.imatrix.file import write_imatrix
+from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Counts, Floats, Imatrix, SquareSums
 from tinyedge_quantize.strangers import open_regular
 
 SMALLEST_CHUNK = FEWEST_ROWS

@@ -1,7 +1,7 @@
 """What a person may change about a quantization beside its type: llama-quantize's options, as values.
 
 Source of their meaning: llama.cpp, tools/quantize/quantize.cpp and src/llama-quant.cpp. The texts of the command line become
-these values in control_options.py. What chooses types is applied in recipes/, what changes metadata in control_metadata.py.
+these values in options.py. What chooses types is applied in recipes/, what changes metadata in metadata.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinyedge.errors import TinyEdgeError
 from tinyedge_quantize.metadata import MetadataEntry
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.importance import Imatrix
+    from tinyedge_quantize.imatrix.importance import Imatrix
 
 _LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tinyedge_quantize.importance import Imatrix, SquareSums, damaged
+from tinyedge_quantize.imatrix.importance import Imatrix, SquareSums, damaged
 from tinyedge_quantize.strangers import show
 
 _MAX_NAME_BYTES = 256  # GGML_MAX_NAME is 64

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyedge.errors import CheckpointError
-from tinyedge_quantize.pickle_vm import Global, PickleMachine
+from tinyedge_quantize.containers.pickle_vm import Global, PickleMachine
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import DTYPE_BYTES, SourceTensor, WeightFile, file_tensor
 

@@ -20,8 +20,8 @@ from tinyedge.gguf_file import MAX_NAME_BYTES, GGUFFile, GGUFTensor, read_gguf
 from tinyedge.gguf_values import MAGIC, GGUFArray
 from tinyedge.native.interrupt import Interruptible
 from tinyedge_quantize.gguf_header import TensorInfo, encode_header, padded
-from tinyedge_quantize.imatrix_dat import read_dat
-from tinyedge_quantize.importance import DEFAULT_CHUNK, Floats, Imatrix, SquareSums, check_against, damaged, merge
+from tinyedge_quantize.imatrix.dat_file import read_dat
+from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Floats, Imatrix, SquareSums, check_against, damaged, merge
 from tinyedge_quantize.metadata import MetadataEntry, string, strings, uint32
 from tinyedge_quantize.output_file import check_room, new_file
 from tinyedge_quantize.strangers import open_regular, show

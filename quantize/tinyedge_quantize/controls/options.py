@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from tinyedge.errors import CheckpointError
 from tinyedge.ggml_types import BY_NAME
-from tinyedge_quantize.control_metadata import read_description
-from tinyedge_quantize.controls import ControlError, Controls, TensorType
+from tinyedge_quantize.controls.metadata import read_description
+from tinyedge_quantize.controls.values import ControlError, Controls, TensorType
 from tinyedge_quantize.metadata import MetadataEntry, boolean, float32, string, uint32
 from tinyedge_quantize.strangers import read_limited, show
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.importance import Imatrix
+    from tinyedge_quantize.imatrix.importance import Imatrix
 
 _MAX_BYTES = 8 * 1024 * 1024
 _MAX_LAYERS = 4096

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyedge.errors import ImatrixError
-from tinyedge_quantize.importance import DEFAULT_CHUNK, Imatrix, SquareSums
+from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Imatrix, SquareSums
 
 _INACTIVE = 1e-5
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")

@@ -1,7 +1,7 @@
 """What became of the weights: their errors against the source, and whether NaN or infinity is among them.
 
 A conversion can gather these figures while it writes, from the blocks it has just made (`SlabObserver`); from a finished file
-`verify_pass` gathers the same.
+`file_pass` gathers the same.
 """
 
 from __future__ import annotations

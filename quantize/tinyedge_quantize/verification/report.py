@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.errors import VerificationError
-from tinyedge_quantize.verify_tensors import TensorErrors
+from tinyedge_quantize.verification.tensors import TensorErrors
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 

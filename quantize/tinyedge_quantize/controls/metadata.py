@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.errors import CheckpointError
-from tinyedge_quantize.controls import ControlError, Controls
+from tinyedge_quantize.controls.values import ControlError, Controls
 from tinyedge_quantize.metadata import MetadataEntry, float32, int32, string, strings, uint32
 from tinyedge_quantize.strangers import read_limited, show
 
 if TYPE_CHECKING:
-    from tinyedge_quantize.importance import Imatrix
+    from tinyedge_quantize.imatrix.importance import Imatrix
 
 _MAX_BYTES = 8 * 1024 * 1024
 

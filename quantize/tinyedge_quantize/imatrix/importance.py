@@ -1,6 +1,6 @@
 """Importance matrices: for each weight matrix the mean square of every column's input, which tells a quantizer what matters.
 
-`imatrix_file` reads and writes them, `calibrate` collects them.
+`file` reads and writes them, `calibrate` collects them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokenizes texts in a process of its own: python -I -S verify_tokenizer_worker.py SYS_PATH LIBRARY PATH.
+"""Tokenizes texts in a process of its own: python -I -S tokenizer_worker.py SYS_PATH LIBRARY PATH.
 
 The files come from strangers, and llama.cpp, sentencepiece and tokenizers are native code: what makes one of them abort ends
 this process and not the caller. Modules are looked for in the folders of SYS_PATH, a JSON list, and not in the current one,

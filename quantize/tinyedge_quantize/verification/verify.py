@@ -19,7 +19,7 @@ from tinyedge_quantize.convert import Wishes
 from tinyedge_quantize.provenance import SourceHashes
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor
-from tinyedge_quantize.verify_against import (
+from tinyedge_quantize.verification.against import (
     Reference,
     comparable,
     compared_keys,
@@ -29,10 +29,10 @@ from tinyedge_quantize.verify_against import (
     tensor_problems,
     together,
 )
-from tinyedge_quantize.verify_pass import FilePass, hash_file, read_through
-from tinyedge_quantize.verify_report import FAILED, PASSED, SKIPPED, Check, FileReport, TensorReport, Verification
-from tinyedge_quantize.verify_tensors import SlabObserver, error_bound
-from tinyedge_quantize.verify_tokenizer import check_tokenizer, has_tokenizer
+from tinyedge_quantize.verification.file_pass import FilePass, hash_file, read_through
+from tinyedge_quantize.verification.report import FAILED, PASSED, SKIPPED, Check, FileReport, TensorReport, Verification
+from tinyedge_quantize.verification.tensors import SlabObserver, error_bound
+from tinyedge_quantize.verification.tokenizer import check_tokenizer, has_tokenizer
 from tinyedge_quantize.write import Progress, default_threads
 
 _USER_TEXT = "What is the capital of France?"

@@ -1,0 +1,1 @@
+"""The files that tensors come in: safetensors and torch.save."""

@@ -1,0 +1,1 @@
+"""What a person may change about a quantization beside its type: llama-quantize's options."""

@@ -1,0 +1,1 @@
+"""Importance matrices: collected, read, written, and what they say."""

@@ -1,0 +1,1 @@
+"""Whether a GGUF file can be trusted: what `tinyedge verify` checks."""
