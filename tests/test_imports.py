@@ -34,7 +34,7 @@ ALLOWED = {
     "tinyedge_bench": {"tinyedge_bench", "tinyedge", "tinyedge_quantize"},
 }
 # `verify` asks of a file what the runtime asks before it loads one, and renders its chat template.
-VERIFY = {"tinyedge.chat", "tinyedge.llama_check", "tinyedge.model_check"}
+VERIFY = {"tinyedge.chat", "tinyedge.llama_check", "tinyedge.model_check", "tinyedge.model_probe"}
 # The program that tries a wheel, in a process of its own on the board's side of the emulator: nothing else imports it.
 TRIAL = SOURCES["tinyedge_targets"] / "trial.py"
 NATIVE_ONLY = ("llama_cpp", "ctypes")

@@ -71,6 +71,9 @@ _ROWS = (
 BY_ID: Mapping[int, GGMLType] = MappingProxyType({row.id: row for row in _ROWS})
 BY_NAME: Mapping[str, GGMLType] = MappingProxyType({row.name: row for row in _ROWS})
 
+# Types that hold no weights of a model: ggml has no conversion from them to float32, or only between its own steps.
+NOT_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
+
 # Ids that ggml once used and whose kernels are gone; a file with one of them must be converted again.
 REMOVED: Mapping[int, str] = MappingProxyType(
     {

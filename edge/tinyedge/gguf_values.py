@@ -60,12 +60,13 @@ class GGUFArray(Sequence[Any]):
     def raw_strings(self) -> tuple[bytes, ...]:
         """The strings of an array of strings, undecoded."""
         assert self.element_type == "str"
-        data, position, length = bytes(self._buffer), self._offset, _FORMATS["u64"].unpack_from
+        position, length = self._offset, _FORMATS["u64"].unpack_from
         strings = []
-        for _ in range(self._length):
-            start = position + 8
-            position = start + length(data, position)[0]
-            strings.append(data[start:position])
+        with memoryview(self._buffer) as data:  # a copy of it for every array would take quadratic time
+            for _ in range(self._length):
+                start = position + 8
+                position = start + length(data, position)[0]
+                strings.append(data[start:position].tobytes())
         return tuple(strings)
 
     @cached_property

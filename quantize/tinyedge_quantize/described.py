@@ -56,7 +56,7 @@ def map_tensors(architecture: Architecture, arranged: Arranged, sizes: Sizes) ->
     available |= {tensor.name: tensor for tensor in architecture.generated(arranged.config, sizes)}
     tied = architecture.tied(arranged.config)
     if tied:
-        # A tied head is the embedding; transformers ignores a copy saved beside it, and so do we.
+        # A copy of the embedding that was saved beside it; a head of other values makes the model an untied one (layouts).
         available.pop(architecture.head, None)
         if architecture.needs_output and architecture.embedding in available:
             available[architecture.head] = available[architecture.embedding]
@@ -69,13 +69,22 @@ def map_tensors(architecture: Architecture, arranged: Arranged, sizes: Sizes) ->
             if tensor is not None:
                 mapped.append((rule.target.format(layer), _checked(tensor, rule, arranged, sizes)))
             elif not rule.optional and not (rule.source == architecture.head and tied):
-                raise TensorMismatchError(
-                    f"tensor {_name(rule, layer)} is missing", "check that all weight files and the right config.json are there"
-                )
+                raise _missing(rule, layer, architecture)
     left = [name for name, tensor in available.items() if not _adds_nothing(tensor)]
     if left:
         raise _left_over(sorted(left), sizes)
     return mapped
+
+
+def _missing(rule: TensorRule, layer: int, architecture: Architecture) -> TensorMismatchError:
+    if rule.source == architecture.head:
+        return TensorMismatchError(
+            f"the checkpoint has no output matrix: tensor {architecture.head} is missing",
+            f"give the checkpoint of a {architecture.classes[0]}, or set tie_word_embeddings if the embedding is the output",
+        )
+    return TensorMismatchError(
+        f"tensor {_name(rule, layer)} is missing", "check that all weight files and the right config.json are there"
+    )
 
 
 def _adds_nothing(tensor: SourceTensor) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.errors import GGUFError, UnsupportedArchitectureError
+from tinyedge.ggml_types import NOT_WEIGHTS
 from tinyedge.gguf_file import GGUFFile, GGUFTensor
 from tinyedge.gguf_split import read_parts
 from tinyedge.gguf_values import GGUFArray
@@ -79,8 +80,9 @@ def _source(file: WeightFile, gguf: GGUFFile, tensor: GGUFTensor) -> SourceTenso
             f"tensor {tensor.name} has {len(shape)} dimensions, as a mixture of experts has",
             "only dense models can be quantized",
         )
-    if len(shape) == 1 and tensor.type.block_elements > 1:
-        raise GGUFError(f"{gguf.path} stores the vector {tensor.name} as {tensor.type}", "give a file that llama.cpp made")
+    if tensor.type.name in NOT_WEIGHTS or (len(shape) == 1 and tensor.type.block_elements > 1):
+        what = "vector" if len(shape) == 1 else "matrix"
+        raise GGUFError(f"{gguf.path} stores the {what} {tensor.name} as {tensor.type}", "give a file that llama.cpp made")
     reader = BlockRows(file, gguf.data_offset + tensor.offset, tensor.bytes // shape[0])
     return SourceTensor(tensor.name, shape, tensor.type.name, reader)
 

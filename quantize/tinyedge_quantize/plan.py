@@ -144,6 +144,7 @@ def make_plan(source: Source, recipe: Recipe, pre_tokenizer: str | None = None, 
     """
     controls = controls or Controls()
     model = source.model if isinstance(source, GGUFSource) else described(source, pre_tokenizer)
+    metadata = _metadata(model, recipe, controls)
     kept = pruned([name for name, _ in model.tensors], controls)
     tensors = sorted(
         ((kept[name], name, tensor) for name, tensor in model.tensors if name in kept), key=lambda item: gguf_order(item[0])
@@ -162,7 +163,7 @@ def make_plan(source: Source, recipe: Recipe, pre_tokenizer: str | None = None, 
         *_requantizing(planned, controls),
         *choice_warnings(recipe, facts, types, importance, controls),
     ]
-    return QuantPlan(recipe, _metadata(model, recipe, controls), planned, tuple(warnings))
+    return QuantPlan(recipe, metadata, planned, tuple(warnings))
 
 
 def _metadata(model: Model, recipe: Recipe, controls: Controls) -> dict[str, MetadataEntry]:

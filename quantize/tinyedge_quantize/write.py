@@ -31,6 +31,11 @@ _EXPONENT_ALL_ONES: dict[str, tuple[Any, int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
 }
 
+# The largest F16 number. Blocks have F16 scales, none larger than their largest weight. What is beyond is refused before it is
+# converted: ggml's IQ searches end the process for 1e18, and a ggml compiled with reordered float operations, as setup.sh
+# compiles it, makes of an overflow not infinity but some number.
+_LARGEST_F16 = 65504.0
+
 # Called with the output bytes done since the last call and the total.
 Progress = Callable[[int, int], None]
 
@@ -156,26 +161,57 @@ class _Buffers:
         self._scratch: Bytes = np.empty(0, np.uint8)
         self._floats: Floats = np.empty(0, np.float32)
         self._blocks: Bytes = np.empty(0, np.uint8)
+        self._restored: Floats = np.empty(0, np.float32)
 
     def convert(self, slab: _Slab) -> tuple[Bytes, Floats | None]:
         """The slab in the output's type, and as (rows, columns) float32 unless it is a copy; valid until the next call."""
         tensor, source = slab.tensor, slab.tensor.source
         raw = self._read(slab)
-        _require_finite(tensor, raw, source.dtype)
-        if source.dtype == tensor.ggml_type:
-            return raw, None
         count = slab.rows * source.columns
-        floats = self._widen(source.dtype, raw, count)
+        if source.dtype in FLOAT_BYTES:
+            largest = _largest_finite(tensor, raw, source.dtype)
+            if source.dtype == tensor.ggml_type:
+                return raw, None
+            floats = self._widen(source.dtype, raw, count)
+        else:
+            floats = self._widen(source.dtype, raw, count)
+            largest = _largest_finite(tensor, floats.view(np.uint8), "F32")
+            if source.dtype == tensor.ggml_type:
+                return raw, None
+        blocks = self._convert(slab, floats, largest)
+        return blocks, floats.reshape(slab.rows, source.columns)
+
+    def _convert(self, slab: _Slab, floats: Floats, largest: float) -> Bytes:
+        tensor, columns = slab.tensor, slab.tensor.source.columns
         if tensor.ggml_type == "F32":
-            return floats.view(np.uint8), floats.reshape(slab.rows, source.columns)
-        target = self._blocks = _grown(self._blocks, slab.rows * tensor.row_bytes)
-        blocks = target[: slab.rows * tensor.row_bytes]
+            return floats.view(np.uint8)
+        size = slab.rows * tensor.row_bytes
+        self._blocks = _grown(self._blocks, size)
+        blocks = self._blocks[:size]
+        if largest > _LARGEST_F16 and tensor.ggml_type != "BF16":
+            raise WeightValueError(
+                f"tensor {tensor.source.name} has weights of {largest:.1e}, beyond the {_LARGEST_F16:.0f} of F16, in which "
+                f"{tensor.ggml_type} keeps {'them' if tensor.ggml_type == 'F16' else 'its scales'}",
+                "use -t BF16 or F32, or give this tensor such a type with --tensor-type",
+            )
         importance = None if tensor.importance is None else tensor.importance.ctypes.data
         # 1-D tensors stay F32, so here a row is a row of the matrix.
-        native.quantize_rows(tensor.ggml_type, floats.ctypes.data, blocks.ctypes.data, slab.rows, source.columns, importance)
-        if tensor.ggml_type == "F16":
-            _require_finite(tensor, blocks, "F16")
-        return blocks, floats.reshape(slab.rows, source.columns)
+        native.quantize_rows(tensor.ggml_type, floats.ctypes.data, blocks.ctypes.data, slab.rows, columns, importance)
+        if tensor.ggml_type == "BF16":
+            _largest_finite(tensor, blocks, "BF16")
+        if importance is not None:
+            self._require_restorable(tensor, blocks, len(floats))
+        return blocks
+
+    def _require_restorable(self, tensor: TensorPlan, blocks: Bytes, count: int) -> None:
+        """Raises WeightValueError when the blocks hold a scale that is infinite or NaN."""
+        restored = self._restored = _grown_floats(self._restored, count)
+        native.widen(tensor.ggml_type, blocks.ctypes.data, restored.ctypes.data, count)
+        if not np.isfinite(restored[:count]).all():
+            raise WeightValueError(
+                f"tensor {tensor.source.name} becomes NaN or infinite as {tensor.ggml_type} with this importance matrix",
+                "make the importance matrix from more text, or go without it",
+            )
 
     def _read(self, slab: _Slab) -> Bytes:
         source = slab.tensor.source
@@ -190,27 +226,31 @@ class _Buffers:
     def _widen(self, dtype: str, raw: Bytes, count: int) -> Floats:
         if dtype == "F32":
             return raw.view(np.float32)
-        if len(self._floats) < count:
-            self._floats = np.empty(count, np.float32)
+        self._floats = _grown_floats(self._floats, count)
         floats = self._floats[:count]
         native.widen(dtype, raw.ctypes.data, floats.ctypes.data, count)
         return floats
+
+
+def _grown_floats(buffer: Floats, count: int) -> Floats:
+    return buffer if len(buffer) >= count else np.empty(count, np.float32)
 
 
 def _grown(buffer: Bytes, size: int) -> Bytes:
     return buffer if len(buffer) >= size else np.empty(size, np.uint8)
 
 
-def _require_finite(tensor: TensorPlan, data: Bytes, dtype: str) -> None:
-    if dtype in FLOAT_BYTES:
-        kind, magnitude, limit = _EXPONENT_ALL_ONES[dtype]
-        finite = int(np.bitwise_and(data.view(kind), kind(magnitude)).max()) < limit
-    else:
-        finite = native.is_valid(dtype, data.ctypes.data, len(data))
-    if finite:
-        return
-    if tensor.source.dtype != dtype:
-        raise WeightValueError(
-            f"tensor {tensor.source.name} has values beyond F16's range of 65504", "use -t BF16 or a quantized type"
-        )
+def _largest_finite(tensor: TensorPlan, data: Bytes, dtype: str) -> float:
+    """The largest magnitude among values of a float dtype; raises WeightValueError for NaN and infinity."""
+    kind, magnitude, limit = _EXPONENT_ALL_ONES[dtype]
+    largest = kind(np.bitwise_and(data.view(kind), kind(magnitude)).max())
+    if largest < limit:
+        return _value(largest, dtype)
     raise WeightValueError(f"tensor {tensor.source.name} holds NaN or infinite values")
+
+
+def _value(bits: Any, dtype: str) -> float:
+    """The number with these bits in a float dtype."""
+    if dtype == "F16":
+        return float(bits.view(np.float16))
+    return float((np.uint32(bits) << np.uint32(16 if dtype == "BF16" else 0)).view(np.float32))

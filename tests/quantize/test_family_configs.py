@@ -121,6 +121,12 @@ def test_impossible_layers_and_heads_are_refused(name: str, lie: dict[str, int])
         use(config(name, **lie))
 
 
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+_GRANITE_SCALES = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+_LONGROPE = {"rope_type": "longrope", "factor": 4.0, "long_factor": [2.0] * 8, "short_factor": [1.0] * 8}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_YARN_FAMILIES = ("LlamaForCausalLM", "SmolLM3ForCausalLM", "Qwen2ForCausalLM", "Olmo2ForCausalLM", "GraniteForCausalLM")
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("LlamaForCausalLM", {"hidden_act": "gelu"}, "activation"),
     ("LlamaForCausalLM", {"num_local_experts": 8}, "experts"),
@@ -144,6 +150,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("SmolLM3ForCausalLM", {"no_rope_layers": None, "no_rope_layer_interval": 2}, "every fourth"),
     ("SmolLM3ForCausalLM", {"mlp_bias": True}, "mlp_bias"),
     ("GraniteForCausalLM", {"head_dim": 32}, "4 heads of 32"),
+    *(("GraniteForCausalLM", {scale: 0.0}, f"{scale} in config.json is 0") for scale in _GRANITE_SCALES),
+    *((name, {"rope_scaling": _LONGROPE}, "longrope") for name in ("LlamaForCausalLM", "MistralForCausalLM")),
+    ("GraniteForCausalLM", {"rope_scaling": _LONGROPE | {"rope_type": "su"}}, "su"),
+    *((name, {"rope_scaling": _YARN | {"beta_fast": 8}}, "beta_fast = 8") for name in _YARN_FAMILIES),
+    *((name, {"rope_scaling": _YARN | {"beta_slow": 2.0}}, "beta_slow = 2.0") for name in _YARN_FAMILIES),
+    *((name, {"rope_scaling": _YARN | {"truncate": False}}, "truncate") for name in _YARN_FAMILIES),
 ]
 
 
@@ -155,9 +167,11 @@ def test_what_llama_cpp_cannot_express_is_refused(name: str, changes: dict[str, 
 
 WARNED: list[tuple[str, dict[str, Any], str]] = [
     ("MistralForCausalLM", {"sliding_window": 4096}, "window of 4096 tokens"),
-    ("Qwen2ForCausalLM", {"use_sliding_window": True}, "window of 4096 tokens"),
-    ("Qwen3ForCausalLM", {"use_sliding_window": True}, "window of 4096 tokens"),
+    ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 3}, "window of 4096 tokens"),
+    ("Qwen3ForCausalLM", {"use_sliding_window": True, "max_window_layers": 0}, "window of 4096 tokens"),
+    ("Qwen2ForCausalLM", {"use_sliding_window": True, "layer_types": [_FULL, _WINDOW, _FULL, _FULL]}, "window of 4096 tokens"),
     ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 512}, "window of 512 tokens"),
+    ("SmolLM3ForCausalLM", {"layer_types": [_WINDOW, *[_FULL] * 3], "sliding_window": 512}, "window of 512 tokens"),
     ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 224}, "root of 224, llama.cpp by that of 32"),
     ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 168}, "root of 168, llama.cpp by that of 32"),
 ]
@@ -168,6 +182,35 @@ def test_what_llama_cpp_computes_differently_is_said(name: str, changes: dict[st
     assert warnings(name) == []
     (sentence,) = warnings(name, **changes)
     assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Qwen2ForCausalLM", {"use_sliding_window": True}),  # from layer 28 on, of 4
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "max_window_layers": 0, "layer_types": [_FULL] * 4}),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 512, "layer_types": [_FULL] * 4}),
+        ("SmolLM3ForCausalLM", {"sliding_window": 512}),
+    ],
+)
+def test_a_window_that_no_layer_has_is_not_warned_of(name: str, changes: dict[str, Any]) -> None:
+    assert warnings(name, **changes) == []
+
+
+@pytest.mark.parametrize("name", _YARN_FAMILIES)
+def test_the_usual_options_of_yarn_are_taken(name: str) -> None:
+    use(config(name, rope_scaling=_YARN | {"beta_fast": 32, "beta_slow": 1.0, "truncate": True}))
+
+
+def test_a_negative_mscale_of_yarn_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="mscale"):
+        use(config("LlamaForCausalLM", rope_scaling=_YARN | {"mscale": 1.0, "mscale_all_dim": -7.3}))
+
+
+def test_scalings_that_are_refused_are_not_recommended() -> None:
+    with pytest.raises(UnsupportedArchitectureError) as refusal:
+        use(config("LlamaForCausalLM", rope_scaling=_LONGROPE))
+    assert refusal.value.remedy == "supported are default, linear, yarn, llama3"
 
 
 def test_a_missing_sliding_window_is_the_one_transformers_fills_in() -> None:

@@ -12,7 +12,7 @@ import packed_checkpoints as pc
 import pytest
 import test_packed_bitsandbytes as bnb
 
-from tinyedge.errors import CheckpointError
+from tinyedge.errors import CheckpointError, WeightValueError
 from tinyedge_quantize.quantized import METHODS
 
 Change = Callable[[pc.Parts, dict[str, Any]], object]
@@ -62,6 +62,14 @@ GPTQ: list[tuple[str, Change]] = [
     ("names a group beyond its 3", put("x.g_idx", "I32", np.full(96, 3, np.int32))),
     ("names a group beyond its 3", put("x.g_idx", "I64", np.full(96, -1, np.int64))),
     ("names a group beyond its 3", put("x.g_idx", "I64", np.full(96, 2**62, np.int64))),
+    ("has both .qweight and .weight for 'x'", put("x.weight", "F16", np.zeros((64, 96), np.float16))),
+    ("quant_method in .* is None where a name is expected", setting("quant_method", None)),
+    ("desc_act in .* is 'yes' where true or false", setting("desc_act", "yes")),
+    ("desc_act in .* is 1 where true or false", setting("desc_act", 1)),
+    ("sym in .* is a list of 0 where true or false", setting("sym", [])),
+    ("is_marlin_format in .* is 'true' where true or false", setting("is_marlin_format", "true")),
+    ("dynamic in .* is 'yes' where a table", setting("dynamic", "yes")),
+    ("extra_config in .* is True where a table", setting("extra_config", True)),
 ]  # fmt: skip
 AWQ: list[tuple[str, Change]] = [
     ("packed for 'gemv', where gemm is read", setting("version", "gemv")),
@@ -72,10 +80,14 @@ AWQ: list[tuple[str, Change]] = [
     ("'x' does not fit together", put("x.qzeros", "I32", ZEROS)),
     ("'x' does not fit together", put("x.scales", "F16", np.zeros((5, 64), np.float16))),
     ("lacks tensor 'x.qzeros'", drop("x.qzeros")),
+    ("has both .qweight and .weight for 'x'", put("x.weight", "F16", np.zeros((64, 96), np.float16))),
+    ("zero_point in .* is 'no' where true or false", setting("zero_point", "no")),
 ]
 PACKED: list[tuple[str, Change]] = [
     ("format 'marlin-24', where float-quantized", setting("format", "marlin-24")),
     ("format 'nvfp4-pack-quantized'", setting("format", "nvfp4-pack-quantized")),
+    ("has both .weight_packed and .weight for 'x'", put("x.weight", "F16", np.zeros((64, 96), np.float16))),
+    ("sparsity_config in .* is 'dense' where a table", setting("sparsity_config", "dense")),
     ("sparse in the format 'sparse-24-bitmask'", setting("sparsity_config", {"format": "sparse-24-bitmask"})),
     ("rotated before they were quantized", setting("transform_config", {"config_groups": {"R1": {}}})),
     ("config_groups", setting("config_groups", {})),
@@ -101,6 +113,7 @@ FP8: list[tuple[str, Change]] = [
     ("dtype I8 where F8_E4M3", put("x.weight", "I8", np.zeros((64, 96), np.int8))),
     ("lacks tensor 'x.weight'", drop("x.weight")),
     ("dimensions", put("x.weight", "F8_E4M3", np.zeros((2, 32, 96), np.uint8))),
+    ("has both .weight_scale_inv and .weight_scale for 'x'", put("x.weight_scale", "F32", np.ones(64, np.float32))),
     ("has no scale", put("y.weight", "F8_E4M3", np.zeros((2, 2), np.uint8))),
     ("quantized to 'NVFP4'", lambda _p, s: s.update(quant_method="modelopt", quant_algo="NVFP4")),
 ]
@@ -224,10 +237,33 @@ def test_a_configuration_that_is_no_table_is_refused(value: Any, tmp_path: Path)
         dequantized(StateDict({}), {"quantization_config": value}, tmp_path)
 
 
-def test_an_infinite_scale_is_no_warning(tmp_path: Path) -> None:
-    """The writer refuses the weight by its name; numpy stays silent."""
-    packer = pc.Gptq()
+DAMAGED: list[tuple[Any, str, str, Any]] = [
+    (pc.Gptq(), "scales", "F16", np.full((3, 64), np.inf, np.float16)),
+    (pc.Awq(), "scales", "F16", np.full((3, 64), np.nan, np.float16)),
+    (pc.PackedGroups(), "weight_scale", "F16", np.full((64, 3), np.nan, np.float16)),
+    (pc.Fp8((32, 32)), "weight_scale_inv", "F32", np.full((2, 3), np.nan, np.float32)),
+    (pc.Fp8((32, 32)), "weight", "F8_E4M3", np.full((64, 96), 0x7F, np.uint8)),
+    (pc.Bitnet(), "weight_scale", "F32", np.zeros(1, np.float32)),
+]
+
+
+@pytest.mark.parametrize(("packer", "part", "dtype", "values"), DAMAGED)
+def test_parts_that_give_no_numbers_are_said_to_be_at_fault(
+    packer: Any, part: str, dtype: str, values: Any, tmp_path: Path
+) -> None:
+    """No warning of numpy's, and no word of training that diverged."""
     parts, _ = packer((64, 96), np.random.default_rng(1))
-    parts["scales"] = ("F16", np.full((3, 64), np.inf, np.float16))
-    weight = pc.read_weight(pc.read_state(tmp_path, pc.layer(parts), packer.settings()).tensors["x.weight"])
-    assert not np.isfinite(weight).any()
+    assert parts[part][0] == dtype or part == "weight_scale"
+    parts[part] = (dtype, values)
+    weight = pc.read_state(tmp_path, pc.layer(parts), packer.settings()).tensors["x.weight"]
+    with pytest.raises(WeightValueError, match="packed weight 'x.weight' has scales or codes .* packed checkpoint again"):
+        pc.read_weight(weight)
+
+
+def test_settings_that_are_null_are_as_good_as_missing(tmp_path: Path) -> None:
+    """As GPTQModel writes them."""
+    packer = pc.Gptq()
+    parts, expected = packer((64, 96), np.random.default_rng(1))
+    settings = packer.settings() | {"desc_act": None, "dynamic": None, "extra_config": None, "is_marlin_format": None}
+    weight = pc.read_weight(pc.read_state(tmp_path, pc.layer(parts), settings).tensors["x.weight"])
+    assert np.array_equal(weight, expected)

@@ -50,12 +50,18 @@ def quantize_rows(ggml_type: str, source: int, target: int, rows: int, columns: 
 
 
 def widen(dtype: str, source: int, target: int, count: int) -> None:
-    """Converts `count` values of a type other than F32 at address `source` to float32 at `target`."""
+    """Converts `count` values of a type other than F32 at address `source` to float32 at `target`.
+
+    Raises ValueError for a type that ggml cannot convert (see `ggml_types.NOT_WEIGHTS`).
+    """
     function = _WIDENING.get(dtype)
     if function is not None:
         getattr(_kernels(), function)(source, target, count)
         return
-    _kernels().ggml_get_type_traits(type_named(dtype).id).contents.to_float(source, target, count)
+    to_float = _kernels().ggml_get_type_traits(type_named(dtype).id).contents.to_float
+    if not to_float:
+        raise ValueError(f"ggml does not convert {dtype} to float32")
+    to_float(source, target, count)
 
 
 _WIDENING = {"BF16": "ggml_bf16_to_fp32_row", "F16": "ggml_fp16_to_fp32_row"}

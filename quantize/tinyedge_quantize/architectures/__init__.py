@@ -68,7 +68,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             "config.json names neither `architectures` nor `model_type`", "copy the config.json that belongs to this checkpoint"
         )
     for row in ARCHITECTURES:
-        if name in row.classes or (name is None and model_type in row.model_types):
+        if row.describes(config):
             return row
     found = name or model_type
     why = _IMPOSSIBLE.get(found) if isinstance(found, str) else None

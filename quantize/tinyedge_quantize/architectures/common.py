@@ -152,6 +152,10 @@ def check_absent(config: Config, *keys: str) -> None:
             )
 
 
+# The scalings of RoPE that llama.cpp's Llama computes, by keys or by the tensor rope_freqs.
+LLAMA_SCALINGS = ("default", "linear", "yarn", "llama3")
+
+
 def check_scaling(rope: Mapping[str, Any], accepted: Iterable[str] = ("default", "linear", "yarn")) -> None:
     """Raises UnsupportedArchitectureError for a RoPE scaling that llama.cpp would leave out in this family."""
     if rope_type(rope) not in accepted:
@@ -170,9 +174,15 @@ def check_heads_fill(family: str, sizes: Sizes) -> None:
         )
 
 
+def some_layer_slides(config: Config, otherwise: bool) -> bool:
+    """Whether `layer_types` gives a layer a sliding window; `otherwise` where the configuration has no such list."""
+    kinds = config.get("layer_types")
+    return "sliding_attention" in kinds if isinstance(kinds, list) else otherwise
+
+
 def window_warning(config: Config) -> Iterable[str]:
     """A sentence for a model with a sliding window where llama.cpp attends to everything."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    window = config.get("sliding_window")
     if isinstance(window, int) and 0 < window < integer(config, "max_position_embeddings"):
         yield (
             f"this model attends through a sliding window of {window} tokens, which llama.cpp does not do for it: "
@@ -241,12 +251,14 @@ def rope_type(rope: Mapping[str, Any]) -> str:
 
 def rope_metadata(name: str, config: Config, rope: Mapping[str, Any]) -> dict[str, MetadataEntry]:
     """`name.rope.scaling.*` and `name.rope.freq_base`; raises UnsupportedArchitectureError for scalings llama.cpp lacks."""
+    check_scaling(rope, LLAMA_SCALINGS)
     kind = rope_type(rope)
     entries: dict[str, MetadataEntry] = {}
     if kind in ("linear", "yarn"):
         entries[f"{name}.rope.scaling.type"] = string(kind)
         entries[f"{name}.rope.scaling.factor"] = float32(real(rope, "factor"))
     if kind == "yarn":
+        _check_yarn(rope)
         original = integer(rope, "original_max_position_embeddings", integer(config, "max_position_embeddings", 2048))
         entries[f"{name}.rope.scaling.original_context_length"] = uint32(original)
         for key, names in _YARN_FACTORS.items():
@@ -254,12 +266,6 @@ def rope_metadata(name: str, config: Config, rope: Mapping[str, Any]) -> dict[st
             if given is not None:
                 entries[f"{name}.rope.scaling.{key}"] = float32(real(rope, given))
         entries |= _attention_factor(name, rope)
-    elif kind in ("longrope", "su"):
-        entries[f"{name}.rope.scaling.type"] = string("longrope")
-    elif kind not in ("default", "linear", "llama3"):
-        raise UnsupportedArchitectureError(
-            f"the model scales RoPE by {show(kind)}", "supported are default, linear, yarn, longrope and llama3"
-        )
     if rope.get("rope_theta") is not None:
         entries[f"{name}.rope.freq_base"] = float32(real(rope, "rope_theta"))
     return entries
@@ -271,13 +277,45 @@ def _attention_factor(name: str, rope: Mapping[str, Any]) -> dict[str, MetadataE
     llama.cpp multiplies the usual one by this key; it does not use the `yarn_attn_factor` that its converter writes
     (llama-context.cpp).
     """
-    if rope.get("attention_factor") is None:
+    stretch = real(rope, "factor")
+    usual = _yarn_attention(stretch)
+    if rope.get("attention_factor") is not None:
+        given = real(rope, "attention_factor")
+    elif rope.get("mscale") and rope.get("mscale_all_dim"):
+        numerator, denominator = real(rope, "mscale"), real(rope, "mscale_all_dim")
+        if min(numerator, denominator) < 0:
+            raise CheckpointError("rope_scaling in config.json has a negative mscale", "check that config.json is undamaged")
+        given = _yarn_attention(stretch, numerator) / _yarn_attention(stretch, denominator)
+    else:
         return {}
-    usual = 0.1 * math.log(max(real(rope, "factor"), 1.0)) + 1.0
-    given = real(rope, "attention_factor")
     return {} if math.isclose(given, usual, rel_tol=1e-6) else {f"{name}.rope.scaling.attn_factor": float32(given / usual)}
 
 
+def _yarn_attention(stretch: float, mscale: float = 1.0) -> float:
+    """YaRN's attention factor (transformers, modeling_rope_utils.py, `get_mscale`)."""
+    return 0.1 * mscale * math.log(stretch) + 1.0 if stretch > 1 else 1.0
+
+
+def _check_yarn(rope: Mapping[str, Any]) -> None:
+    """Raises UnsupportedArchitectureError for options of YaRN that llama.cpp does not read for any family here.
+
+    The converter writes the two betas, but only Grok and Mistral 3 read them (llama.cpp, src/models); the others have those of
+    the paper (llama-hparams.h). The bounds are always whole numbers (ggml.c, ggml_rope_yarn_corr_dims).
+    """
+    for key, fixed in _YARN_BETAS.items():
+        if rope.get(key) and real(rope, key) != fixed:
+            raise UnsupportedArchitectureError(
+                f"the model scales RoPE by YaRN with {key} = {show(rope[key])} where llama.cpp always has {fixed:g}",
+                f"only models with a {key} of {fixed:g} can be converted",
+            )
+    if not rope.get("truncate", True):
+        raise UnsupportedArchitectureError(
+            "the model scales RoPE by YaRN with truncate = false where llama.cpp always truncates",
+            "only models without this option can be converted",
+        )
+
+
+_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 _YARN_FACTORS = {
     "yarn_ext_factor": ("extrapolation_factor",),
     "yarn_attn_factor": ("attention_factor", "attn_factor"),

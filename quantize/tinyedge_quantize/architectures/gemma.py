@@ -89,9 +89,16 @@ def _gemma2_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
         **_gemma_metadata(config, sizes, "gemma2"),
         "gemma2.attn_logit_softcapping": float32(real(config, "attn_logit_softcapping")),
         "gemma2.final_logit_softcapping": float32(real(config, "final_logit_softcapping")),
-        "gemma2.attention.sliding_window": uint32(integer(config, "sliding_window")),
-        **_unusual_pattern("gemma2", config, sizes, 2),
+        **_gemma2_windows(config, sizes),
     }
+
+
+def _gemma2_windows(config: Config, sizes: Sizes) -> Mapping[str, MetadataEntry]:
+    """The window and its pattern; llama.cpp's Gemma 2 cannot be without, so one without has windows as wide as the context."""
+    every = integer(config, "sliding_window_pattern", 2)
+    slides = any(layer_pattern(config, sizes["layers"], every))
+    window = uint32(integer(config, "sliding_window") if slides else sizes["context"])
+    return {"gemma2.attention.sliding_window": window, **(_unusual_pattern("gemma2", config, sizes, 2) if slides else {})}
 
 
 def _gemma3_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
@@ -101,7 +108,8 @@ def _gemma3_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
     entries["gemma3.rope.freq_base_swa"] = float32(real(local, "rope_theta"))
     if config.get("final_logit_softcapping"):
         entries["gemma3.final_logit_softcapping"] = float32(real(config, "final_logit_softcapping"))
-    if config.get("sliding_window_pattern") != 1:
+    # llama.cpp aborts on a window that no layer has.
+    if any(layer_pattern(config, sizes["layers"], integer(config, "sliding_window_pattern", 6))):
         entries["gemma3.attention.sliding_window"] = uint32(integer(config, "sliding_window"))
         entries |= _unusual_pattern("gemma3", config, sizes, 6)
     return entries
@@ -136,6 +144,7 @@ GEMMA = Architecture(
     gguf_name="gemma",
     family="Gemma",
     classes=("GemmaForCausalLM",),
+    base_classes=("GemmaModel",),
     model_types=("gemma",),
     tensors=(EMBEDDING, *_shifted(OUTPUT_NORM, *BLOCK_NORMS), *ATTENTION, *GATED_FFN),
     sizes=_tied_gemma_sizes,
@@ -150,6 +159,7 @@ GEMMA2 = replace(
     gguf_name="gemma2",
     family="Gemma 2",
     classes=("Gemma2ForCausalLM",),
+    base_classes=("Gemma2Model",),
     model_types=("gemma2",),
     tensors=(EMBEDDING, *_shifted(OUTPUT_NORM, *_BOTH_SIDES), *ATTENTION, *GATED_FFN),
     sizes=_gemma2_sizes,
@@ -170,6 +180,7 @@ GEMMA3 = replace(
     gguf_name="gemma3",
     family="Gemma 3 (text)",
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    base_classes=("Gemma3TextModel", "Gemma3Model"),
     model_types=("gemma3_text", "gemma3"),
     tensors=(EMBEDDING, OUTPUT, *_shifted(OUTPUT_NORM, *_BOTH_SIDES, *HEAD_NORMS), *ATTENTION, *GATED_FFN),
     sizes=_gemma_sizes,

@@ -73,13 +73,15 @@ def gpt2_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
 GPT2 = Architecture(
     gguf_name="gpt2",
     family="GPT-2",
-    classes=("GPT2LMHeadModel", "GPT2Model"),
+    classes=("GPT2LMHeadModel",),
+    base_classes=("GPT2Model",),
     model_types=("gpt2",),
     tensors=TENSORS,
     sizes=gpt2_sizes,
     metadata=gpt2_metadata,
     tied=tied_unless_said(True),
     prefix="transformer.",
+    inputs_first=frozenset({"c_attn", "c_proj", "c_fc"}),
     # The causal mask, which old versions saved; the biases of the layers end in c_attn.bias and c_proj.bias.
     ignored=(".attn.bias", ".attn.masked_bias"),
     vocabulary="gpt2",

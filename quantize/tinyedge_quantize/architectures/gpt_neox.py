@@ -83,12 +83,15 @@ GPT_NEOX = Architecture(
     gguf_name="gptneox",
     family="GPT-NeoX, Pythia",
     classes=("GPTNeoXForCausalLM",),
+    base_classes=("GPTNeoXModel",),
     model_types=("gpt_neox",),
     tensors=TENSORS,
     sizes=neox_sizes,
     metadata=neox_metadata,
     prefix="gpt_neox.",
     head="embed_out.weight",
+    # What the module is called in transformers 5, which saves it under its old name.
+    aliases={"lm_head.weight": "embed_out.weight"},
     needs_output=True,
     vocabulary="gpt2",
     defaults={

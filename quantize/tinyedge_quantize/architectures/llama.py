@@ -19,9 +19,11 @@ from tinyedge_quantize.architectures.common import (
     EMBEDDING,
     GATED_FFN,
     GATED_FFN_BIASES,
+    LLAMA_SCALINGS,
     OUTPUT,
     OUTPUT_NORM,
     check_activation,
+    check_scaling,
     decoder_metadata,
     decoder_sizes,
     rope_parameters,
@@ -53,6 +55,7 @@ def llama_sizes(config: Config) -> Sizes:
     if config.get("num_local_experts"):
         raise UnsupportedArchitectureError("the model is a mixture of experts", "only dense Llama models can be converted")
     check_activation(config, ("silu", "swish"))
+    check_scaling(rope_parameters(config), LLAMA_SCALINGS)
     return decoder_sizes(config)
 
 
@@ -99,7 +102,8 @@ def llama3_rope_factors(config: Config, sizes: Sizes) -> Iterable[SourceTensor]:
 LLAMA = Architecture(
     gguf_name="llama",
     family="Llama 1, 2, 3.x, TinyLlama, SmolLM 1 and 2",
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    base_classes=("LlamaModel",),
     model_types=("llama",),
     tensors=TENSORS,
     sizes=llama_sizes,
@@ -111,6 +115,7 @@ MISTRAL = replace(
     LLAMA,
     family="Mistral",
     classes=("MistralForCausalLM",),
+    base_classes=("MistralModel",),
     model_types=("mistral",),
     defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     warnings=window_warning,

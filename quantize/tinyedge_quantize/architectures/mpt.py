@@ -95,7 +95,8 @@ def _attention(config: Config) -> dict[str, Any]:
 MPT = Architecture(
     gguf_name="mpt",
     family="MPT",
-    classes=("MPTForCausalLM", "MptForCausalLM", "MptModel"),
+    classes=("MPTForCausalLM", "MptForCausalLM"),
+    base_classes=("MptModel", "MPTModel"),
     model_types=("mpt",),
     tensors=TENSORS,
     sizes=mpt_sizes,

@@ -52,11 +52,14 @@ def _olmo2_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
 def _olmo3_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
     local = sliding_rope(config)
     check_scaling(local, ("default",))
+    slides = layer_pattern(config, sizes["layers"], 4)
+    if not any(slides):  # llama.cpp aborts on a window that no layer has
+        return _olmo2_metadata(config, sizes)
     return {
         **_olmo2_metadata(config, sizes),
         "olmo2.rope.freq_base_swa": float32(real(local, "rope_theta")),
         "olmo2.attention.sliding_window": uint32(integer(config, "sliding_window")),
-        "olmo2.attention.sliding_window_pattern": booleans(layer_pattern(config, sizes["layers"], 4)),
+        "olmo2.attention.sliding_window_pattern": booleans(slides),
     }
 
 
@@ -64,6 +67,7 @@ OLMO2 = Architecture(
     gguf_name="olmo2",
     family="OLMo 2",
     classes=("Olmo2ForCausalLM",),
+    base_classes=("Olmo2Model",),
     model_types=("olmo2",),
     tensors=(EMBEDDING, OUTPUT_NORM, OUTPUT, *_NORMS, *ATTENTION, *GATED_FFN),
     sizes=_sizes,
@@ -76,6 +80,7 @@ OLMO3 = replace(
     OLMO2,
     family="OLMo 3",
     classes=("Olmo3ForCausalLM",),
+    base_classes=("Olmo3Model",),
     model_types=("olmo3",),
     metadata=_olmo3_metadata,
     defaults={"rope_theta": 500000.0, "rope_local_base_freq": 500000.0, "sliding_window": 4096},

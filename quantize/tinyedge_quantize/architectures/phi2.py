@@ -66,6 +66,7 @@ PHI2 = Architecture(
     gguf_name="phi2",
     family="Phi-1, 1.5 and 2",
     classes=("PhiForCausalLM",),
+    base_classes=("PhiModel",),
     model_types=("phi",),
     tensors=TENSORS,
     sizes=phi2_sizes,

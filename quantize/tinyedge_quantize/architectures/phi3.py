@@ -126,6 +126,7 @@ PHI3 = Architecture(
     gguf_name="phi3",
     family="Phi-3, 3.5, 4 and 4-mini",
     classes=("Phi3ForCausalLM",),
+    base_classes=("Phi3Model",),
     model_types=("phi3",),
     tensors=TENSORS,
     sizes=phi3_sizes,

@@ -5,6 +5,7 @@ Reference: llama.cpp's conversion/qwen.py, src/models/qwen2.cpp and qwen3.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from tinyedge_quantize.architectures.common import (
@@ -24,9 +25,11 @@ from tinyedge_quantize.architectures.common import (
     decoder_sizes,
     head_width_if_said,
     rope_parameters,
+    some_layer_slides,
     window_warning,
 )
 from tinyedge_quantize.architectures.table import Architecture, Config, Sizes
+from tinyedge_quantize.config import integer
 from tinyedge_quantize.metadata import MetadataEntry
 
 _TENSORS = (EMBEDDING, OUTPUT_NORM, OUTPUT, *BLOCK_NORMS, *ATTENTION, *GATED_FFN)
@@ -58,10 +61,17 @@ def _qwen3_metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
     return decoder_metadata("qwen3", config, sizes)
 
 
+def _window_warning(config: Config) -> Iterable[str]:
+    """As `window_warning`; without layer_types the layers from max_window_layers on slide (transformers, Qwen2Config)."""
+    usual = integer(config, "max_window_layers", 28, least=0) < integer(config, "num_hidden_layers")
+    return window_warning(config) if config.get("use_sliding_window") and some_layer_slides(config, usual) else ()
+
+
 QWEN2 = Architecture(
     gguf_name="qwen2",
     family="Qwen2, Qwen2.5",
     classes=("Qwen2ForCausalLM",),
+    base_classes=("Qwen2Model",),
     model_types=("qwen2",),
     tensors=(*_TENSORS, *_QUERY_KEY_VALUE_BIASES),
     sizes=_qwen2_sizes,
@@ -73,7 +83,7 @@ QWEN2 = Architecture(
         "sliding_window": 4096,
         "use_sliding_window": False,
     },
-    warnings=window_warning,
+    warnings=_window_warning,
 )
 
 QWEN3 = replace(
@@ -81,6 +91,7 @@ QWEN3 = replace(
     gguf_name="qwen3",
     family="Qwen3",
     classes=("Qwen3ForCausalLM",),
+    base_classes=("Qwen3Model",),
     model_types=("qwen3",),
     tensors=(*_TENSORS, *HEAD_NORMS),
     sizes=_qwen3_sizes,

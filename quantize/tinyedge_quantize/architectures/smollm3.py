@@ -5,6 +5,7 @@ Reference: llama.cpp's conversion/llama.py and src/models/smollm3.cpp, which kno
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from tinyedge.errors import UnsupportedArchitectureError
@@ -13,6 +14,7 @@ from tinyedge_quantize.architectures.common import (
     check_scaling,
     head_width_if_said,
     rope_parameters,
+    some_layer_slides,
     window_warning,
 )
 from tinyedge_quantize.architectures.llama import LLAMA, llama_metadata, llama_sizes
@@ -43,11 +45,18 @@ def _metadata(config: Config, sizes: Sizes) -> dict[str, MetadataEntry]:
     return head_width_if_said("smollm3", config, llama_metadata(config, sizes, "smollm3"))
 
 
+def _window_warning(config: Config) -> Iterable[str]:
+    """As `window_warning`; without layer_types the layers that do not rotate slide (transformers, SmolLM3Config)."""
+    usual = bool(config.get("use_sliding_window")) and integer(config, "num_hidden_layers") >= _EVERY
+    return window_warning(config) if some_layer_slides(config, usual) else ()
+
+
 SMOLLM3 = replace(
     LLAMA,
     gguf_name="smollm3",
     family="SmolLM3",
     classes=("SmolLM3ForCausalLM",),
+    base_classes=("SmolLM3Model",),
     model_types=("smollm3",),
     sizes=_sizes,
     metadata=_metadata,
@@ -58,5 +67,5 @@ SMOLLM3 = replace(
         "rope_theta": 2000000.0,
         "use_sliding_window": False,
     },
-    warnings=window_warning,
+    warnings=_window_warning,
 )

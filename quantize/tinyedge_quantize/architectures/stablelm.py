@@ -98,6 +98,7 @@ STABLELM = Architecture(
     gguf_name="stablelm",
     family="StableLM 3B, StableLM 2",
     classes=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+    base_classes=("StableLmModel",),
     model_types=("stablelm", "stablelm_epoch"),
     tensors=TENSORS,
     sizes=stablelm_sizes,

@@ -72,6 +72,9 @@ class Architecture:
     llama.cpp `needs_output`, which is then the embedding again. `ignored` are ends of names of buffers that the runtime
     computes itself. `vocabulary` and `pre_tokenizers` are for `tokenizer.read_tokenizer`. `defaults` is what transformers'
     class fills in where a configuration says nothing. `warnings` gives sentences about what this checkpoint loses.
+    `base_classes` are those without a language model head, whose checkpoints are whole where the output is tied. `aliases`
+    gives other names of tensors that some versions of transformers use, with the names that `tensors` has. `inputs_first` are
+    the last parts of the names of layers whose weights transformers stores (in, out).
     """
 
     gguf_name: str
@@ -91,8 +94,19 @@ class Architecture:
     pre_tokenizers: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     warnings: Callable[[Config], Iterable[str]] = _no_warnings
+    base_classes: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    inputs_first: frozenset[str] = frozenset()
 
     @property
     def embedding(self) -> str:
         """The Hugging Face name of the embedding matrix, by which a checkpoint is recognised."""
         return next(rule.source for rule in self.tensors if rule.target == "token_embd.weight")
+
+    def describes(self, config: Config) -> bool:
+        """Whether a configuration is of this family: its first architecture decides; without one, its model_type does."""
+        names = config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else None
+        if name is None:
+            return config.get("model_type") in self.model_types
+        return name in self.classes or name in self.base_classes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyedge.errors import CheckpointError
-from tinyedge.ggml_types import BY_NAME
+from tinyedge.ggml_types import BY_NAME, NOT_WEIGHTS
 from tinyedge_quantize.controls.metadata import read_description
 from tinyedge_quantize.controls.values import ControlError, Controls, TensorType
 from tinyedge_quantize.metadata import MetadataEntry, boolean, float32, string, uint32
@@ -26,8 +26,7 @@ _MAX_LAYERS = 4096
 _MAX_KEY_BYTES = 127
 
 # The types ggml_quantize_chunk writes.
-_STORAGE_ONLY = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
-TENSOR_TYPES = tuple(name for name in BY_NAME if name not in _STORAGE_ONLY)
+TENSOR_TYPES = tuple(name for name in BY_NAME if name not in NOT_WEIGHTS)
 
 # Where C++'s ECMAScript and Python's regular expressions part: what may follow a backslash is the same in both, a set is one
 # token, and the named groups are refused.

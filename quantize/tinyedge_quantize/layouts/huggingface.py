@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinyedge_quantize.architectures import ARCHITECTURES, Architecture, architecture_of
 from tinyedge_quantize.config import read_json
 from tinyedge_quantize.layouts.arranged import Arranged, StateDict
+from tinyedge_quantize.same_values import same_values
 from tinyedge_quantize.tensors import SourceTensor
 
 _EMBEDDINGS = {name for row in ARCHITECTURES for name in (row.embedding, row.embedding.removeprefix(row.prefix))}
@@ -23,7 +26,19 @@ def recognises(state: StateDict) -> bool:
 def arrange(state: StateDict, folder: Path, _config_name: str | None) -> Arranged:
     config = text_config(read_json(folder / "config.json"))
     row = architecture_of(config)
-    return Arranged("huggingface", {**row.defaults, **config}, _full_names(state, row), "half")
+    config, tensors = {**row.defaults, **config}, _full_names(state, row)
+    if row.tied(config) and _has_own_head(row, tensors):
+        config["tie_word_embeddings"] = False
+    return Arranged("huggingface", config, tensors, "half")
+
+
+def _has_own_head(row: Architecture, tensors: Mapping[str, SourceTensor]) -> bool:
+    """Whether an output matrix is saved that is not the embedding, which transformers 5 then does not tie to it.
+
+    transformers, modeling_utils.py, `tie_weights`; llama.cpp's converter writes such a matrix, too.
+    """
+    embedding, head = tensors.get(row.embedding), tensors.get(row.head)
+    return embedding is not None and head is not None and not same_values(embedding, head)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +54,9 @@ def _full_names(state: StateDict, row: Architecture) -> dict[str, SourceTensor]:
         for name, tensor in state.tensors.items()
         if not name.endswith(row.ignored) and not name.startswith(_OTHER_PARTS)
     }
+    for alias, name in row.aliases.items():
+        if alias in named and name not in named:
+            named[name] = replace(named.pop(alias), name=name)
     if row.embedding in named:
         return named
     return {(name if name == row.head else row.prefix + name): tensor for name, tensor in named.items()}

@@ -137,7 +137,7 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
         with ExitStack() as opened:
             file = WeightFile(_weight_path(path))
             opened.callback(file.close)
-            parts = _parts(file.path, _read_tensors(file))
+            parts = _parts(file.path, _read_tensors(file), trains_biases=config.get("bias", "none") != "none")
             pairs, alpha = _pairs(file.path, config, parts.pairs)
             opened.pop_all()
     except CheckpointError as error:
@@ -195,10 +195,10 @@ class _Parts:
     copies: set[str] = field(default_factory=set)
 
 
-def _parts(file: Path, tensors: Mapping[str, SourceTensor]) -> _Parts:
+def _parts(file: Path, tensors: Mapping[str, SourceTensor], *, trains_biases: bool) -> _Parts:
     found = _Parts()
     for name, tensor in tensors.items():
-        part = part_of(name)
+        part = part_of(name, trains_biases)
         if part is None:
             continue
         _require_usable(file, tensor)

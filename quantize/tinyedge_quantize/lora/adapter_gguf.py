@@ -22,8 +22,7 @@ from tinyedge_quantize.described import interleaved_rotary_rows
 from tinyedge_quantize.general import general_metadata
 from tinyedge_quantize.layouts.huggingface import text_config
 from tinyedge_quantize.lora.adapter import Adapter, LowRank
-from tinyedge_quantize.lora.merge import keeps_inputs_first
-from tinyedge_quantize.lora.names import BaseNames
+from tinyedge_quantize.lora.merge import AliasedNames, keeps_inputs_first
 from tinyedge_quantize.metadata import MetadataEntry, float32, string, uint32
 from tinyedge_quantize.plan import QUANTIZATION_VERSION, TensorPlan, planned_file
 from tinyedge_quantize.strangers import show
@@ -105,7 +104,7 @@ def _planned(
         if rule.stack is None
         for layer in range(sizes["layers"] if rule.per_layer else 1)
     }
-    names = BaseNames(places)
+    names = AliasedNames(places, architecture.aliases)
     planned: dict[str, TensorPlan] = {}
     for module, pair in adapter.pairs.items():
         found = names.find(f"{module}.weight")

@@ -6,10 +6,8 @@ one of them alone, PEFT trains them apart but merges into both; here they part, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from tinyedge.errors import AdapterError
 from tinyedge_quantize.architectures import architecture_of
@@ -17,13 +15,26 @@ from tinyedge_quantize.layouts.arranged import Arranged
 from tinyedge_quantize.lora.adapter import Adapter, LowRank
 from tinyedge_quantize.lora.names import BaseNames
 from tinyedge_quantize.lora.rows import AddedVector, LowRankChange, merged_tensor
+from tinyedge_quantize.same_values import same_values
 from tinyedge_quantize.strangers import show
-from tinyedge_quantize.tensors import OTHER_BYTES, SourceTensor, float_rows
+from tinyedge_quantize.tensors import OTHER_BYTES, SourceTensor
 
 _RESIZE = "give the base it was trained on; if tokens were added, resize the base's embeddings first and save it"
-_COMPARED_ELEMENTS = 256 * 1024
 # transformers' Conv1D, the layers of GPT-2, keeps (in, out). PEFT's fan_in_fan_out says whether the last layer was one.
 _CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+
+
+class AliasedNames(BaseNames):
+    """Finds tensors also by the names that other versions of transformers have for them (`Architecture.aliases`)."""
+
+    def __init__(self, names: Iterable[str], aliases: Mapping[str, str]) -> None:
+        known = frozenset(names)
+        self._aliases = {alias: name for alias, name in aliases.items() if name in known and alias not in known}
+        super().__init__(known | self._aliases.keys())
+
+    def find(self, name: str) -> str | None:
+        found = super().find(name)
+        return None if found is None else self._aliases.get(found, found)
 
 
 def merge_into(arranged: Arranged, adapters: Sequence[Adapter]) -> Arranged:
@@ -44,12 +55,12 @@ def merge_into(arranged: Arranged, adapters: Sequence[Adapter]) -> Arranged:
     embedding, head = architecture.embedding, architecture.head
     tied = architecture.tied(config) and embedding in tensors
     if tied:
-        # The copy that may be saved beside the embedding is not read, neither by transformers nor by us.
+        # The copy that may be saved beside the embedding holds the same (layouts/huggingface.py).
         tensors[head] = replace(tensors[embedding], name=head)
-    result = merged(tensors, adapters)
+    result = merged(tensors, adapters, architecture.aliases)
     if tied:
         parted = any(result[name] is not tensors[name] for name in (embedding, head))
-        if not parted or all(each.keeps_tying for each in adapters) or _same_values(result[embedding], result[head]):
+        if not parted or all(each.keeps_tying for each in adapters) or same_values(result[embedding], result[head]):
             del result[head]
         elif any(rule.source == head for rule in architecture.tensors):
             config = config | {"tie_word_embeddings": False}
@@ -62,12 +73,15 @@ def merge_into(arranged: Arranged, adapters: Sequence[Adapter]) -> Arranged:
     return replace(arranged, config=config, tensors=result)
 
 
-def merged(tensors: Mapping[str, SourceTensor], adapters: Sequence[Adapter]) -> dict[str, SourceTensor]:
+def merged(
+    tensors: Mapping[str, SourceTensor], adapters: Sequence[Adapter], aliases: Mapping[str, str] | None = None
+) -> dict[str, SourceTensor]:
     """`tensors` under the same names with `adapters` applied in their order; those that change are F32.
 
-    Raises AdapterError as `merge_into` does, and when an adapter replaces a tensor that another one touches.
+    `aliases` are other names that adapters may have for tensors. Raises AdapterError as `merge_into` does, and when an adapter
+    replaces a tensor that another one touches.
     """
-    names = BaseNames(tensors)
+    names = AliasedNames(tensors, aliases or {})
     owners, result = _with_replacements(names, tensors, adapters)
     changes: dict[str, list[LowRankChange]] = {}
     for adapter in adapters:
@@ -149,14 +163,4 @@ def _both_change(name: str, first: Adapter, second: Adapter) -> AdapterError:
     return AdapterError(
         f"{first.path} puts its own {show(name)} in place of the model's, which {second.path} changes too",
         "merge only one of them",
-    )
-
-
-def _same_values(one: SourceTensor, other: SourceTensor) -> bool:
-    """Whether two matrices of the same shape hold the same numbers."""
-    step = max(1, _COMPARED_ELEMENTS // one.columns)
-    return all(
-        np.array_equal(float_rows(one, first, count), float_rows(other, first, count))
-        for first in range(0, one.rows, step)
-        for count in (min(step, one.rows - first),)
     )

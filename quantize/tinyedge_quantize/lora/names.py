@@ -27,7 +27,7 @@ _OUTER = frozenset(
 class Part:
     """One tensor of an adapter: `part` of the pair for `module`, or, where `part` is None, what replaces tensor `module`.
 
-    `is_base` says that it is the base's own weight, saved beside a pair because the tokenizer might have changed.
+    `is_base` says that it is the base's own weight or bias, saved beside a pair because the tokenizer might have changed.
     """
 
     module: str
@@ -35,8 +35,11 @@ class Part:
     is_base: bool = False
 
 
-def part_of(name: str) -> Part | None:
-    """What the tensor `name` of an adapter file is; None for the frozen copy of a module that the adapter replaces."""
+def part_of(name: str, trains_biases: bool = False) -> Part | None:
+    """What the tensor `name` of an adapter file is; None for the frozen copy of a module that the adapter replaces.
+
+    `trains_biases` says that the base's biases were trained with the pairs; their names are then those of a copy.
+    """
     bare = name.removeprefix(_PREFIX)
     steps = bare.split(".")
     for place, step in enumerate(steps):
@@ -49,7 +52,7 @@ def part_of(name: str) -> Part | None:
         place = steps.index("modules_to_save")
         # The adapter's name may follow; the parameter's own name is the last step.
         return Part(".".join([*steps[:place], steps[-1]]), None)
-    is_base = "base_layer" in steps and steps[-1] == "weight"
+    is_base = "base_layer" in steps and (steps[-1] == "weight" or (steps[-1] == "bias" and not trains_biases))
     return Part(".".join(step for step in steps if step != "base_layer"), None, is_base)
 
 

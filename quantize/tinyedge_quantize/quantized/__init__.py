@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tinyedge.errors import CheckpointError
+from tinyedge_quantize.architectures import ARCHITECTURES
 from tinyedge_quantize.config import read_json
 from tinyedge_quantize.layouts.arranged import StateDict
 from tinyedge_quantize.quantized import awq, bitnet, bitsandbytes, compressed_tensors, gptq, scaled
-from tinyedge_quantize.quantized.parts import Settings, Tensors
+from tinyedge_quantize.quantized.parts import Settings, Tensors, duplicate
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import SourceTensor
 
@@ -24,19 +25,28 @@ Dequantize: TypeAlias = Callable[[Tensors, Settings], dict[str, SourceTensor]]
 
 @dataclass(frozen=True)
 class Method:
-    """One way of quantizing: its name, what of it is read, and the values of `quant_method` it goes by."""
+    """One way of quantizing: its name, what of it is read, and the values of `quant_method` it goes by.
+
+    `outputs_first` says that it packs a layer as (out, in) also where transformers stores it (in, out), as GPT-2's are: the
+    tools take a Conv1D's weight transposed (AutoGPTQ, QuantLinear.pack; transformers, quantizer_bnb_*.py).
+    """
 
     name: str
     reads: str
     quant_methods: tuple[str, ...]
     dequantize: Dequantize
+    outputs_first: bool = False
 
 
 METHODS = (
-    Method("GPTQ", "2, 3, 4 and 8 bits, act-order, formats gptq and gptq_v2", ("gptq",), gptq.dequantized),
-    Method("AWQ", "4 bits, format gemm", ("awq",), awq.dequantized),
+    Method("GPTQ", "2, 3, 4 and 8 bits, act-order, formats gptq and gptq_v2", ("gptq",), gptq.dequantized, outputs_first=True),
+    Method("AWQ", "4 bits, format gemm", ("awq",), awq.dequantized, outputs_first=True),
     Method(
-        "bitsandbytes", "NF4 and FP4 with or without double quantization, INT8", ("bitsandbytes",), bitsandbytes.dequantized
+        "bitsandbytes",
+        "NF4 and FP4 with or without double quantization, INT8",
+        ("bitsandbytes",),
+        bitsandbytes.dequantized,
+        outputs_first=True,
     ),
     Method(
         "FP8",
@@ -68,6 +78,8 @@ _MARKS = {
     ".weight_scale_inv": None,
     ".q_weight": None,
 }
+# Parts that stand in place of a tensor, beside which it would be there twice.
+_IN_PLACE_OF_WEIGHT = {".qweight": ".weight", ".weight_packed": ".weight"}
 # Configurations of their own that GPTQ's and AWQ's tools write beside config.json.
 _OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -91,8 +103,23 @@ def dequantized(state: StateDict, config: Mapping[str, Any] | None, folder: Path
     method = _method(settings, marks)
     if not marks and not any(tensor.dtype in scaled.FP8 for tensor in state.tensors.values()):
         return state
+    _require_single(state)
     tensors = method.dequantize(state.tensors, settings)
+    if method.outputs_first:
+        tensors = _as_stored(tensors, state.tensors, config or {})
     return replace(state, tensors=tensors)
+
+
+def _as_stored(found: dict[str, SourceTensor], packed: Tensors, config: Mapping[str, Any]) -> dict[str, SourceTensor]:
+    """`found` with the weights that were unpacked turned to (in, out) where the family stores its weights so."""
+    turned = next((row.inputs_first for row in ARCHITECTURES if row.describes(config)), frozenset[str]())
+
+    def as_stored(name: str, tensor: SourceTensor) -> SourceTensor:
+        layer, _, kind = name.rpartition(".")
+        unpacked = kind == "weight" and tensor is not packed.get(name)
+        return tensor.transposed() if unpacked and layer.rpartition(".")[2] in turned else tensor
+
+    return {name: as_stored(name, tensor) for name, tensor in found.items()}
 
 
 def _settings(config: Mapping[str, Any] | None, folder: Path, *, look_beside: bool) -> dict[str, Any] | None:
@@ -109,6 +136,15 @@ def _settings(config: Mapping[str, Any] | None, folder: Path, *, look_beside: bo
     return None
 
 
+def _require_single(state: StateDict) -> None:
+    """Raises CheckpointError for a weight that is there packed and as it was before."""
+    for name in state.tensors:
+        for suffix, plain in _IN_PLACE_OF_WEIGHT.items():
+            base = name.removesuffix(suffix)
+            if name.endswith(suffix) and base + plain in state.tensors:
+                raise duplicate(base, suffix, plain)
+
+
 def _without_configuration(state: StateDict, mark: str) -> CheckpointError:
     example = next(name for name in sorted(state.tensors) if name.endswith(mark))
     return CheckpointError(
@@ -119,7 +155,7 @@ def _without_configuration(state: StateDict, mark: str) -> CheckpointError:
 
 def _method(settings: Settings, marks: set[str]) -> Method:
     name = settings.get("quant_method")
-    if name is None:
+    if "quant_method" not in settings:
         # Older files name no method: AutoAWQ's have w_bit, bitsandbytes' need none.
         name = (
             "awq" if "w_bit" in settings else "bitsandbytes" if marks & {m for m, known in _MARKS.items() if known} else "gptq"

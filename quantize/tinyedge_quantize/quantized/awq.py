@@ -17,6 +17,7 @@ from tinyedge_quantize.quantized.parts import (
     Settings,
     Tensors,
     choice,
+    flag,
     float_weight,
     misfit,
     part,
@@ -44,6 +45,7 @@ def dequantized(tensors: Tensors, settings: Settings) -> dict[str, SourceTensor]
             "take the checkpoint in the gemm format, or the original in F16 or BF16",
         )
     choice(settings, "w_bit" if "w_bit" in settings else "bits", (BITS,))
+    flag(settings, "zero_point")
     rest = {
         name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in bases or not name.endswith(SUFFIXES)
     }

@@ -26,6 +26,7 @@ from tinyedge_quantize.quantized.parts import (
     part,
     read_rows,
     scale_part,
+    table,
     widened,
 )
 from tinyedge_quantize.strangers import show
@@ -54,8 +55,8 @@ def dequantized(tensors: Tensors, settings: Settings) -> dict[str, SourceTensor]
 
 def _require_plain(settings: Settings) -> None:
     """Refuses weights that are more than quantized: sparse ones leave zeros out, transformed ones need the model changed."""
-    sparsity = settings.get("sparsity_config")
-    if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
+    sparsity = table(settings, "sparsity_config")
+    if sparsity.get("format", "dense") != "dense":
         kind = f"sparse in the format {show(sparsity['format'])}"
     elif settings.get("transform_config"):
         kind = "rotated before they were quantized (transform_config)"

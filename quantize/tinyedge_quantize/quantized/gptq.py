@@ -19,12 +19,14 @@ from tinyedge_quantize.quantized.parts import (
     Settings,
     Tensors,
     choice,
+    flag,
     float_weight,
     misfit,
     part,
     read_columns,
     read_rows,
     scale_part,
+    table,
     widened,
 )
 from tinyedge_quantize.strangers import show
@@ -41,15 +43,24 @@ def dequantized(tensors: Tensors, settings: Settings) -> dict[str, SourceTensor]
     """The tensors with each GPTQ layer's parts replaced by its weight."""
     bases = {name.removesuffix(".qweight"): None for name in tensors if name.endswith(".qweight")}
     offset = _zero_offset(settings)
+    _require_types(settings)
     rest = {
         name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in bases or not name.endswith(SUFFIXES)
     }
     return rest | {f"{base}.weight": _weight(tensors, base, settings, offset) for base in bases}
 
 
+def _require_types(settings: Settings) -> None:
+    """Raises CheckpointError for settings that are not what they should be, whether or not these weights depend on them."""
+    for key in ("desc_act", "sym"):
+        flag(settings, key)
+    for key in ("dynamic", "extra_config"):
+        table(settings, key)
+
+
 def _zero_offset(settings: Settings) -> int:
     form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
-    if settings.get("is_marlin_format") is True:
+    if flag(settings, "is_marlin_format"):
         form = "marlin"
     if not isinstance(form, str) or form not in _ZERO_OFFSETS:
         raise CheckpointError(
@@ -73,7 +84,7 @@ def _weight(tensors: Tensors, base: str, settings: Settings, offset: int) -> Sou
     if g_idx is not None and g_idx.rows != inputs:
         raise misfit(base, f"g_idx has {g_idx.rows} entries for {inputs} inputs")
     size = _group_size(base, settings, inputs, groups)
-    if g_idx is None and settings.get("desc_act") is True and groups > 1:
+    if g_idx is None and flag(settings, "desc_act") and groups > 1:
         raise CheckpointError(f"the act-order GPTQ weight {show(base)} has no g_idx, without which its groups are unknown")
     return float_weight(f"{base}.weight", outputs, inputs, _Rows(base, qweight, qzeros, scales, g_idx, bits, size, offset))
 
@@ -108,7 +119,7 @@ def _group_size(base: str, settings: Settings, inputs: int, groups: int) -> int:
 
 def _has_exceptions(settings: Settings) -> bool:
     """Whether single layers may differ: GPTQModel's `dynamic`, AutoRound's `extra_config`."""
-    return bool(settings.get("dynamic") or settings.get("extra_config"))
+    return bool(table(settings, "dynamic") or table(settings, "extra_config"))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyedge.errors import CheckpointError
+from tinyedge.errors import CheckpointError, WeightValueError
 from tinyedge_quantize.strangers import show
-from tinyedge_quantize.tensors import DTYPE_BYTES, FLOAT_BYTES, RowReader, SourceTensor, StridedRows
+from tinyedge_quantize.tensors import DTYPE_BYTES, FLOAT_BYTES, Bytes, RowReader, SourceTensor, StridedRows
 
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -48,9 +48,25 @@ _DENSE_READ_BYTES = 512 * 1024
 _MAX_JSON_BYTES = 64 * 1024
 
 
+@dataclass(frozen=True)
+class FiniteRows:
+    """Reads the rows of an unpacked weight; WeightValueError where its parts give NaN or infinity."""
+
+    name: str
+    reader: RowReader
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        self.reader(first, count, out)
+        if not np.isfinite(out.view(np.float32)).all():
+            raise WeightValueError(
+                f"the packed weight {show(self.name)} has scales or codes that give NaN or infinite weights",
+                "copy the packed checkpoint again, or take the original in F16 or BF16",
+            )
+
+
 def float_weight(name: str, rows: int, columns: int, reader: RowReader) -> SourceTensor:
     """The weight that takes the place of its parts: F32, which holds every product of a small integer and a 16-bit scale."""
-    return SourceTensor(name, (rows, columns), "F32", reader)
+    return SourceTensor(name, (rows, columns), "F32", FiniteRows(name, reader))
 
 
 def part(tensors: Tensors, name: str, *dtypes: str, dimensions: tuple[int, ...] = (1, 2)) -> SourceTensor:
@@ -79,6 +95,34 @@ def misfit(name: str, what: str) -> CheckpointError:
     return CheckpointError(
         f"the packed weight {show(name)} does not fit together: {what}", "check that the configuration belongs to these weights"
     )
+
+
+def duplicate(base: str, first: str, second: str) -> CheckpointError:
+    """The error for a layer with parts of both suffixes, where either would be all there is."""
+    return CheckpointError(
+        f"the packed checkpoint has both {first} and {second} for {show(base)}, where one of them is expected",
+        "take the wrong one out of its file, or take the original in F16 or BF16",
+    )
+
+
+def flag(settings: Settings, key: str) -> bool:
+    """settings[key], which must be true or false; false when it is null or missing."""
+    return _typed(settings, key, bool, "true or false") or False
+
+
+def table(settings: Settings, key: str) -> Settings:
+    """settings[key], which must be a table; an empty one when it is null or missing."""
+    return _typed(settings, key, dict, "a table") or {}
+
+
+def _typed(settings: Settings, key: str, kind: type, expected: str) -> Any:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise CheckpointError(
+            f"{key} in the quantization configuration is {show(value)} where {expected} is expected",
+            "copy the configuration again from where the checkpoint came from",
+        )
+    return value
 
 
 def choice(settings: Settings, key: str, allowed: Sequence[int], name: str = "the quantization configuration") -> int:

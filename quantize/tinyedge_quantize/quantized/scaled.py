@@ -15,6 +15,7 @@ from tinyedge_quantize.quantized.parts import (
     Floats,
     Settings,
     Tensors,
+    duplicate,
     float_weight,
     misfit,
     part,
@@ -64,12 +65,16 @@ def block_size(value: object) -> tuple[int, int] | None:
 def with_scales(tensors: Tensors, dtypes: tuple[str, ...], block: tuple[int, int] | None) -> dict[str, SourceTensor]:
     """The tensors with each weight that has a scale multiplied by it, and the scales of activations left out."""
     found = {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)}
+    scales: dict[str, str] = {}
     for name in tensors:
         suffix = next((suffix for suffix in _SCALE_NAMES if name.endswith(suffix)), None)
         if suffix is None:
             continue
         base = name.removesuffix(suffix)
         weight_name = base + _SCALE_NAMES[suffix]
+        if weight_name in scales:
+            raise duplicate(base, scales[weight_name], suffix)
+        scales[weight_name] = suffix
         found[weight_name] = _weight(tensors, weight_name, name, dtypes, block)
         found.pop(name, None)
         found.pop(f"{base}.weight_zero_point", None)

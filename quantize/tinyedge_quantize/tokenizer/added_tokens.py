@@ -6,7 +6,7 @@ that claims other ids describes a tokenizer that never ran, so it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def read_added_tokens(folder: TokenizerFolder, pieces: dict[str, int], defaults:
     found: dict[str, AddedToken] = {}
     named = named_special_tokens(folder, defaults)
     next_id = len(pieces)
-    for claimed, described in _descriptions(folder):
+    for claimed, described in token_descriptions(folder):
         text = as_text(described.get("content"), "the content of an added token")
         if not text:
             continue
@@ -82,10 +82,7 @@ def named_special_tokens(folder: TokenizerFolder, defaults: Mapping[str, str]) -
 
     tokenizer_config.json names them, and special_tokens_map.json in older folders; a key that neither has keeps its default.
     """
-    source = dict(folder.tokenizer_config or {})
-    legacy = folder.path / "special_tokens_map.json"
-    if "added_tokens_decoder" not in source and legacy.is_file():
-        source |= read_json(legacy)
+    source = _naming_settings(folder)
     names: dict[str, None] = {}
     for key in _NAMED:
         names |= dict.fromkeys(_texts(source.get(key, defaults.get(key)), key))
@@ -97,13 +94,27 @@ def named_special_tokens(folder: TokenizerFolder, defaults: Mapping[str, str]) -
     return names
 
 
+def named_texts(folder: TokenizerFolder, keys: Iterable[str]) -> list[str]:
+    """The texts that are named under `keys`, of bos_token, pad_token and so on."""
+    source = _naming_settings(folder)
+    return [text for key in keys for text in _texts(source.get(key), key)]
+
+
+def _naming_settings(folder: TokenizerFolder) -> dict[str, Any]:
+    source = dict(folder.tokenizer_config or {})
+    legacy = folder.path / "special_tokens_map.json"
+    if "added_tokens_decoder" not in source and legacy.is_file():
+        source |= read_json(legacy)
+    return source
+
+
 def _texts(value: Any, what: str) -> list[str]:
     if isinstance(value, dict):
         value = value.get("content")
     return [] if value is None else [as_text(value, what)]
 
 
-def _descriptions(folder: TokenizerFolder) -> Iterator[tuple[int, dict[str, Any]]]:
+def token_descriptions(folder: TokenizerFolder) -> Iterator[tuple[int, dict[str, Any]]]:
     """(the id claimed, the description) of every added token, in the order in which transformers adds them."""
     listed = (folder.tokenizer_json or {}).get("added_tokens")
     for item in as_list([] if listed is None else listed, "added_tokens in tokenizer.json"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
+
+import numpy as np
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.metadata import MetadataEntry, boolean, string, strings
@@ -72,14 +74,19 @@ def _check_model(tokenizer_json: dict[str, Any]) -> dict[str, Any]:
     if kind != "BPE":
         remedy = _UNIGRAM_REMEDY if kind == "Unigram" else _NOT_READ
         raise TokenizerError(f"tokenizer.json holds a model of type {show(kind)}, where BPE is needed", remedy)
-    for option in _UNSUPPORTED_OPTIONS:
-        if model.get(option):
-            raise TokenizerError(f"tokenizer.json sets {option}, which llama.cpp does not have", _NOT_READ)
+    check_options(model)
     decoder = tokenizer_json.get("decoder")
     decoder_kind = as_dict(decoder, "decoder in tokenizer.json").get("type") if decoder is not None else None
     if decoder_kind not in (None, "ByteLevel"):
         raise TokenizerError(f"tokenizer.json has a BPE model with decoder {show(decoder_kind)}", _NOT_READ)
     return model
+
+
+def check_options(model: dict[str, Any]) -> None:
+    """Raises TokenizerError for a BPE model with an option that llama.cpp does not have."""
+    for option in _UNSUPPORTED_OPTIONS:
+        if model.get(option):
+            raise TokenizerError(f"tokenizer.json sets {option}, which llama.cpp does not have", _NOT_READ)
 
 
 def _vocabulary(pieces: dict[str, int], added: list[AddedToken], vocab_size: int) -> Vocabulary:
@@ -88,32 +95,14 @@ def _vocabulary(pieces: dict[str, int], added: list[AddedToken], vocab_size: int
         vocabulary.put(row, text, 0.0, TokenType.NORMAL)
     for token in added:
         refuse_more_than(vocab_size, token.token_id + 1, "the tokenizer")
-        # llama.cpp expects added tokens as they read in plain text.
-        text = token.text if token.normalized else decode_bytes(token.text)
+        # As it is written, for so it is found in a text. The converter writes what a ByteLevel decoder makes of it, which is
+        # another text when letters such as é and ą are in it (conversion/base.py, get_vocab_base).
+        text = token.text
         if token.special or looks_special(text):
             vocabulary.put(token.token_id, text, 0.0, TokenType.CONTROL)
         else:
             vocabulary.put(token.token_id, text.replace("\u2581", " "), 0.0, TokenType.USER_DEFINED)
     return vocabulary
-
-
-def decode_bytes(text: str) -> str:
-    """What a ByteLevel decoder makes of one token: its bytes as text, or the token itself when it is no byte-level text.
-
-    The converter gets this by encoding and decoding every non-normalized added token (conversion/base.py, get_vocab_base).
-    """
-    alphabet = _byte_alphabet()
-    if not all(character in alphabet for character in text):
-        return text
-    return bytes(alphabet[character] for character in text).decode("utf-8", errors="replace")
-
-
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself where it prints, else the next character from U+0100 on."""
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def read_merges(merges: Any, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -129,9 +118,26 @@ def read_merges(merges: Any, pieces: dict[str, int]) -> Iterator[tuple[str, str]
         yield left, right
 
 
+def ranked_merges(merges: Any, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """The pairs of `read_merges`, each once: where it stands last, for that rank counts in the tokenizers library.
+
+    llama.cpp would go by the first.
+    """
+    hashes = np.frombuffer(array("q", map(hash, read_merges(merges, pieces))), np.int64)
+    values, counts = np.unique(hashes, return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    if not suspects:
+        yield from read_merges(merges, pieces)
+        return
+    last = {pair: place for place, pair in enumerate(read_merges(merges, pieces)) if hash(pair) in suspects}
+    for place, pair in enumerate(read_merges(merges, pieces)):
+        if last.get(pair, place) == place:
+            yield pair
+
+
 def _merges(merges: Any, pieces: dict[str, int]) -> list[str]:
     """The merges as `left right`; a space inside a token, which would read as the separator, is its byte-level letter."""
-    return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in read_merges(merges, pieces)]
+    return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in ranked_merges(merges, pieces)]
 
 
 def _merges_txt(folder: TokenizerFolder, pieces: dict[str, int]) -> list[str]:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from .added_tokens import check_pieces, named_special_tokens, read_added_tokens
-from .byte_level_bpe import read_merges
+from .byte_level_bpe import check_options, ranked_merges
 from .files import TokenizerFolder, as_dict
 from .vocabulary import ADDED_SCORE, TokenType, Vocabulary, looks_special, refuse_more_than
 
@@ -39,6 +39,7 @@ def read_fast_llama(folder: TokenizerFolder, vocab_size: int) -> Vocabulary:
     file whose embedding has more rows than the vocabulary.
     """
     model = as_dict((folder.tokenizer_json or {}).get("model"), "model in tokenizer.json")
+    check_options(model)
     pieces = check_pieces(model.get("vocab"), vocab_size, "tokenizer.json")
     tokenizer_class = (folder.tokenizer_config or {}).get("tokenizer_class")
     defaults = {} if tokenizer_class in _PLAIN_CLASSES else _LLAMA_SPECIALS
@@ -66,6 +67,6 @@ def read_fast_llama(folder: TokenizerFolder, vocab_size: int) -> Vocabulary:
 
 def _scores(merges: Any, pieces: dict[str, int]) -> dict[str, float]:
     """0 for the piece that the first merge makes, -1 for the next one, and so on; other pieces come after them all."""
-    joined = dict.fromkeys(left + right for left, right in read_merges(merges, pieces))
+    joined = dict.fromkeys(left + right for left, right in ranked_merges(merges, pieces))
     scores = {text: -float(place) for place, text in enumerate(joined)}
     return dict.fromkeys(pieces, -float(len(joined))) | scores if joined else {}

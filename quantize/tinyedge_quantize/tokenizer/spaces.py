@@ -30,6 +30,17 @@ def begins_with_space(tokenizer_json: dict[str, Any], pieces: Iterable[str]) -> 
     return "prefix" in kinds or any(_prepends(step) for step in steps)
 
 
+def prepend_scheme(tokenizer_json: dict[str, Any]) -> str | None:
+    """`first` or `always` for a Metaspace that puts a space in front of a text without one; None when there is none.
+
+    `first` does so at the very start alone, `always` also after an added token.
+    """
+    for step in _parts(tokenizer_json.get("pre_tokenizer"), "pretokenizers"):
+        if _prepends(step):
+            return "first" if step.get("prepend_scheme") == "first" else "always"
+    return None
+
+
 def _parts(step: Any, inner: str) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer as a flat list of steps."""
     if step is None:

@@ -15,6 +15,7 @@ from tinyedge.errors import GGUFError, TinyEdgeError
 from tinyedge.gguf_file import GGUFFile
 from tinyedge.gguf_split import read_model, read_parts
 from tinyedge.model_check import check_runnable
+from tinyedge.model_probe import probe
 from tinyedge_quantize.convert import Wishes
 from tinyedge_quantize.provenance import SourceHashes
 from tinyedge_quantize.strangers import show
@@ -113,9 +114,10 @@ def _verify(
 
 
 def _runs(gguf: GGUFFile) -> Check:
-    """Whether header and tensors are what llama.cpp can run without aborting."""
+    """Whether llama.cpp runs the model: by its header and tensors, and for families other than llama by trying in a child."""
     try:
         check_runnable(gguf)
+        probe(gguf)
     except TinyEdgeError as error:
         return Check("structure", FAILED, _without(gguf.path, error.problem))
     architecture = gguf.metadata["general.architecture"]
