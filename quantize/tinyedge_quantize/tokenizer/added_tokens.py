@@ -6,7 +6,7 @@ that claims other ids describes a tokenizer that never ran, so it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,10 @@ def named_special_tokens(folder: TokenizerFolder, defaults: Mapping[str, str]) -
 
     tokenizer_config.json names them, and special_tokens_map.json in older folders; a key that neither has keeps its default.
     """
-    source = _naming_settings(folder)
+    source = dict(folder.tokenizer_config or {})
+    legacy = folder.path / "special_tokens_map.json"
+    if "added_tokens_decoder" not in source and legacy.is_file():
+        source |= read_json(legacy)
     names: dict[str, None] = {}
     for key in _NAMED:
         names |= dict.fromkeys(_texts(source.get(key, defaults.get(key)), key))
@@ -92,20 +95,6 @@ def named_special_tokens(folder: TokenizerFolder, defaults: Mapping[str, str]) -
         for value in as_list([] if values is None else values, key):
             names |= dict.fromkeys(_texts(value, key))
     return names
-
-
-def named_texts(folder: TokenizerFolder, keys: Iterable[str]) -> list[str]:
-    """The texts that are named under `keys`, of bos_token, pad_token and so on."""
-    source = _naming_settings(folder)
-    return [text for key in keys for text in _texts(source.get(key), key)]
-
-
-def _naming_settings(folder: TokenizerFolder) -> dict[str, Any]:
-    source = dict(folder.tokenizer_config or {})
-    legacy = folder.path / "special_tokens_map.json"
-    if "added_tokens_decoder" not in source and legacy.is_file():
-        source |= read_json(legacy)
-    return source
 
 
 def _texts(value: Any, what: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from tinyedge_quantize.metadata import MetadataEntry
 from tinyedge_quantize.strangers import show
 
-from .added_tokens import named_texts, token_descriptions
+from .added_tokens import token_descriptions
 from .files import TokenizerFolder, as_dict
 from .pretokenizers import ADDING_BOS
 from .spaces import prepend_scheme
@@ -47,13 +47,13 @@ def _added_around(folder: TokenizerFolder, entries: _Entries) -> Iterator[str]:
         ours = _added_by_llama_cpp(entries, kind)
         if ours == there:
             continue
-        change = f"set add_{kind}_token to false" if not there else f"name the other as {kind}_token"
-        only = len(there) > 1
-        yield (
-            f"prompts {side} with {_texts(entries, ours)}, in tokenizer.json with {_texts(entries, there)}"
-            + (f"; llama.cpp adds one token at most, so put the rest into the prompt" if only else "")
-            + ("" if only or not ours else f"; {change} in tokenizer_config.json if the model was trained so")
-        )
+        if len(there) > 1:
+            remedy = "; llama.cpp adds one token at most, so put the others into the prompt"
+        elif ours and there:
+            remedy = f"; name the other one as {kind}_token in tokenizer_config.json if the model was trained with it"
+        else:
+            remedy = f"; set add_{kind}_token to false in tokenizer_config.json if the model was trained so" if ours else ""
+        yield f"prompts {side} with {_texts(entries, ours)}, in tokenizer.json with {_texts(entries, there)}{remedy}"
 
 
 def _around_in_post_processor(post_processor: Any) -> tuple[list[int], list[int]] | None:
@@ -63,7 +63,7 @@ def _around_in_post_processor(post_processor: Any) -> tuple[list[int], list[int]
     try:
         for step in (post_processor or {}).get("processors", [post_processor or {}]):
             if step.get("type") == "RobertaProcessing":
-                before, after = [step["cls"][1], *before], [*after, step["sep"][1]]
+                before, after = [_id(step["cls"][1]), *before], [*after, _id(step["sep"][1])]
             if step.get("type") != "TemplateProcessing":
                 continue
             items = step["single"]
@@ -76,7 +76,13 @@ def _around_in_post_processor(post_processor: Any) -> tuple[list[int], list[int]
 
 
 def _ids(step: dict[str, Any], items: Iterable[dict[str, Any]]) -> list[int]:
-    return [int(row) for item in items for row in step["special_tokens"][item["SpecialToken"]["id"]]["ids"]]
+    return [_id(row) for item in items for row in step["special_tokens"][item["SpecialToken"]["id"]]["ids"]]
+
+
+def _id(row: Any) -> int:
+    if type(row) is not int:
+        raise TypeError
+    return row
 
 
 def _added_by_llama_cpp(entries: _Entries, kind: str) -> list[int]:
@@ -93,7 +99,7 @@ def _added_by_llama_cpp(entries: _Entries, kind: str) -> list[int]:
 
 def _texts(entries: _Entries, rows: list[int]) -> str:
     tokens = entries["tokenizer.ggml.tokens"].value
-    shown = [show(tokens[row].decode("utf-8", "replace")) if 0 <= row < len(tokens) else f"token {row}" for row in rows]
+    shown = [show(tokens[row].decode("utf-8", "replace")) if 0 <= row < len(tokens) else show(row) for row in rows]
     return " and ".join(shown) or "no special token"
 
 
@@ -106,8 +112,8 @@ def _prefix_space(folder: TokenizerFolder, entries: _Entries) -> Iterator[str]:
     follows = as_dict(pre_tokenizer, "pre_tokenizer in tokenizer.json").get("type") == "ByteLevel"
     if follows or str(settings.get("tokenizer_class")).startswith("Qwen2"):
         yield (
-            "transformers puts a space in front of every prompt (add_prefix_space in tokenizer_config.json), llama.cpp does not; "
-            "begin prompts with a space"
+            "transformers puts a space in front of every prompt (add_prefix_space in tokenizer_config.json), "
+            "llama.cpp does not; begin prompts with one"
         )
 
 
@@ -125,7 +131,7 @@ def _metaspace(folder: TokenizerFolder, entries: _Entries) -> Iterator[str]:
 
 def _flags_of_added_tokens(folder: TokenizerFolder, name: str) -> Iterator[str]:
     strips = any(word in name.lower() for word in _STRIPPING_NAMES)
-    aside = set(named_texts(folder, _ASIDE))
+    aside = {"", *map(_content, map((folder.tokenizer_config or {}).get, _ASIDE))}
     flags = {
         token["content"]: [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag) is True]
         for _, token in token_descriptions(folder)
@@ -137,6 +143,12 @@ def _flags_of_added_tokens(folder: TokenizerFolder, name: str) -> Iterator[str]:
         yield f"white space beside {_some(stripping)} stays in a text, where transformers removes it (lstrip, rstrip)"
     if whole:
         yield f"{_some(whole)} will be found inside words too, where transformers finds whole words (single_word)"
+
+
+def _content(named: Any) -> str:
+    """The text of a token that is named in tokenizer_config.json, if it is one."""
+    content = named.get("content") if isinstance(named, dict) else named
+    return content if isinstance(content, str) else ""
 
 
 def _some(texts: list[str]) -> str:

@@ -33,8 +33,10 @@ def begins_with_space(tokenizer_json: dict[str, Any], pieces: Iterable[str]) -> 
 def prepend_scheme(tokenizer_json: dict[str, Any]) -> str | None:
     """`first` or `always` for a Metaspace that puts a space in front of a text without one; None when there is none.
 
-    `first` does so at the very start alone, `always` also after an added token.
+    `first` does so at the very start alone, `always` also after an added token. A normalizer that prepends comes before it.
     """
+    if "Prepend" in [step.get("type") for step in _parts(tokenizer_json.get("normalizer"), "normalizers")]:
+        return None
     for step in _parts(tokenizer_json.get("pre_tokenizer"), "pretokenizers"):
         if _prepends(step):
             return "first" if step.get("prepend_scheme") == "first" else "always"
@@ -43,12 +45,15 @@ def prepend_scheme(tokenizer_json: dict[str, Any]) -> str | None:
 
 def _parts(step: Any, inner: str) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer as a flat list of steps."""
-    if step is None:
-        return []
-    fields = as_dict(step, f"one of the {inner} in tokenizer.json")
-    if fields.get("type") != "Sequence":
-        return [fields]
-    return [part for item in as_list(fields.get(inner), f"{inner} in tokenizer.json") for part in _parts(item, inner)]
+    parts: list[dict[str, Any]] = []
+    pending = [] if step is None else [step]
+    while pending:
+        fields = as_dict(pending.pop(), f"one of the {inner} in tokenizer.json")
+        if fields.get("type") == "Sequence":
+            pending += reversed(as_list(fields.get(inner), f"{inner} in tokenizer.json"))
+        else:
+            parts.append(fields)
+    return parts
 
 
 def _kind(step: dict[str, Any]) -> str | None:
