@@ -15,7 +15,7 @@ from tinyedge_quantize.gguf_source import open_gguf
 from tinyedge_quantize.plan import QuantPlan, Source, make_plan
 from tinyedge_quantize.provenance import SourceHashes, provenance, sha256_of
 from tinyedge_quantize.recipes import Recipe, find_recipe
-from tinyedge_quantize.splits import split_paths, split_plan
+from tinyedge_quantize.splits import oversized, split_paths, split_plan
 from tinyedge_quantize.write import Observer, Progress, write
 
 DEFAULT_TYPE = "Q4_K_M"
@@ -125,7 +125,7 @@ def convert(
             bits_per_weight=plan.bits_per_weight,
             seconds=time.perf_counter() - started,
             type_counts=plan.type_counts,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *oversized(files, wishes.split_max_bytes)),
         )
 
 

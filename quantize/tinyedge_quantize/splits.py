@@ -6,6 +6,7 @@ Source: llama.cpp, tools/gguf-split/gguf-split.cpp: all metadata is in the first
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinyedge.errors import TinyEdgeError
@@ -28,7 +29,7 @@ def parse_size(text: str) -> int:
     """The bytes in 500M or 2G, units of a thousand as llama-gguf-split counts them; raises SplitError."""
     found = re.fullmatch(r"([1-9]\d{0,5})([MG])", text.strip().upper(), re.ASCII)
     if found is None:
-        raise SplitError(f"{text[:40]} is not a maximum size of files")
+        raise SplitError(f"{text[:40]} is not a maximum size of files, a number with M or G behind it")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -43,6 +44,16 @@ def split_plan(plan: QuantPlan, max_bytes: int | None) -> tuple[PlannedFile, ...
     if len(groups) > MAX_PARTS:
         raise SplitError(f"that would make {len(groups)} files", "give a larger --split-max-size")
     return tuple(_part(plan, number, len(groups), group) for number, group in enumerate(groups))
+
+
+def oversized(files: Sequence[PlannedFile], max_bytes: int | None) -> list[str]:
+    """A sentence for each file whose one tensor alone is larger than asked for."""
+    sizes = [(file, sum(padded(tensor.bytes) for tensor in file.tensors)) for file in files]
+    return [
+        f"part {number} has {size:,} bytes of tensors: {file.tensors[0].name} cannot be divided"
+        for number, (file, size) in enumerate(sizes, 1)
+        if max_bytes is not None and len(files) > 1 and size > max_bytes
+    ]
 
 
 def split_paths(path: Path, count: int) -> list[Path]:

@@ -189,3 +189,23 @@ def test_the_types_are_listed() -> None:
     listed = json.loads(tinyedge("quantize", "--types", "--json").stdout)["types"]
     assert {"Q4_K_M", "IQ4_XS", "TQ2_0", "F16"} <= {row["type"] for row in listed}
     assert "Q4_K_M" in tinyedge("quantize", "--types").stdout
+
+
+def test_a_gguf_file_lends_its_name_without_its_type_and_part(tmp_path: Path) -> None:
+    done = tinyedge("quantize", "demo", "-t", "F16", "-o", tmp_path / "gemma-2b-it-f16.gguf", "--split-max-size", "3M")
+    assert done.returncode == 0, done.stderr
+    assert "gemma-2b-it-f16-00001-of-00003.gguf and 2 more" in done.stderr
+    done = tinyedge("quantize", tmp_path / "gemma-2b-it-f16-00001-of-00003.gguf", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gemma-2b-it-Q4_K_M.gguf").is_file()
+
+
+def test_a_part_that_cannot_be_divided_is_said(tmp_path: Path) -> None:
+    done = tinyedge("quantize", "demo", "-t", "F16", "-o", tmp_path / "m.gguf", "--split-max-size", "1M")
+    assert "bytes of tensors: token_embd.weight cannot be divided" in done.stderr
+
+
+def test_a_dry_run_has_nothing_to_verify() -> None:
+    done = tinyedge("quantize", "demo", "--dry-run", "--verify")
+    assert done.returncode == 2
+    assert "a dry run writes nothing" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def quantize(
-    options: QuantizeOptions,
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a GGUF file.")
     ] = None,
@@ -48,13 +48,18 @@ def quantize(
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Check the installed quantization kernels and stop.")
     ] = False,
+    *,
+    options: QuantizeOptions,
 ) -> None:
     """Turn a PyTorch checkpoint, or a GGUF file, into a quantized GGUF file in one pass.
 
     Reads Hugging Face, Lit-GPT, Meta and llama2.c checkpoints, also those packed by GPTQ, AWQ, bitsandbytes or as FP8; needs no
     torch.
 
-    Example: tinyedge quantize TinyLlama-1.1B-Chat-v1.0 -t Q4_K_M -o tinyllama-q4.gguf
+    \b
+    Examples:
+      tinyedge quantize TinyLlama-1.1B-Chat-v1.0 -t Q4_K_M -o tiny.gguf
+      tinyedge quantize model-f16.gguf -t IQ3_XXS --imatrix imatrix.gguf
     """
     if self_check:
         _self_check(json_output)
@@ -68,6 +73,9 @@ def quantize(
     from tinyedge_quantize.recipes import find_recipe
     from tinyedge_quantize.splits import split_paths, split_plan
 
+    if dry_run and verify:
+        raise typer.BadParameter("a dry run writes nothing that could be verified", param_hint="--verify")
+    checkpoint = _named(checkpoint)
     recipe = find_recipe(type_name)
     wishes = options.wishes()
     target = output_path(checkpoint, output, recipe.name)
@@ -118,17 +126,37 @@ def _print_verification(
     found.require()
 
 
+def _named(checkpoint: Path) -> Path:
+    """The path itself, or that of the demo's checkpoint for `demo` where there is no file of that name."""
+    from tinyedge.cli.models import demo_checkpoint
+
+    return demo_checkpoint() if str(checkpoint) == "demo" and not checkpoint.exists() else checkpoint
+
+
 def output_path(checkpoint: Path, output: Path | None, type_name: str) -> Path:
-    """Where the file goes: `output`, or NAME-TYPE.gguf in the folder `output` or here."""
+    """Where the file goes: `output`, or NAME-TYPE.gguf in the folder `output` or here.
+
+    NAME is the checkpoint's folder, or the stem of a GGUF file without its own type and part number.
+    """
     try:
         into_folder = output is None or output.is_dir()
     except OSError:  # a name too long to ask about; writing to it will say so
         into_folder = False
     if output is not None and not into_folder:
         return output
-    resolved = checkpoint.resolve()
-    name = resolved.name if resolved.is_dir() else resolved.stem if resolved.parent == Path() else resolved.parent.name
-    return (output or Path()) / f"{name}-{type_name}.gguf"
+    return (output or Path()) / f"{_model_name(checkpoint.resolve())}-{type_name}.gguf"
+
+
+def _model_name(path: Path) -> str:
+    if path.is_dir():
+        return path.name
+    if path.suffix.lower() != ".gguf":
+        return path.parent.name or path.stem
+    from tinyedge_quantize.recipes import ALIASES, RECIPES
+
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+    types = "|".join(sorted((*RECIPES, *ALIASES), key=len, reverse=True))
+    return re.sub(rf"[-._]({types})$", "", stem, flags=re.IGNORECASE) or stem
 
 
 def convert_with_progress(
@@ -150,8 +178,9 @@ def convert_with_progress(
 
 def report_line(report: ConversionReport) -> str:
     """What was done, in one line for stderr."""
+    more = f" and {len(report.paths) - 1} more" if len(report.paths) > 1 else ""
     return (
-        f"{printable(str(report.path))}: {format_bytes(report.bytes)} ({report.bytes:,} bytes), {report.type}, "
+        f"{printable(str(report.path))}{more}: {format_bytes(report.bytes)} ({report.bytes:,} bytes), {report.type}, "
         f"{report.bits_per_weight:.2f} bits per weight, {format_count(report.parameters)} parameters, "
         f"from {format_bytes(report.source_bytes)} {report.layout} in {format_seconds(report.seconds)}"
     )
