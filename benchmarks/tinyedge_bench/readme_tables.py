@@ -34,10 +34,10 @@ def types() -> str:
     """The types with the size they give a TinyLlama and the error of their main type."""
     shape = next(each for each in SHAPES if each.name.startswith("TinyLlama"))
     model = ModelShape(layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads)
-    rows = [f"| type | mostly | {shape.name} | error of a weight | imatrix |", "|---|---|---|---|---|"]
+    rows = [f"| type | mostly | bits per weight | {shape.name} | error of a weight | |", "|---|---|---|---|---|---|"]
     rows += [
-        f"| {row.name} | {row.mostly} | {row.bytes / 2**20:,.0f} MiB | {row.error:.2%} "
-        f"| {'needed' if row.needs_imatrix else ''} |"
+        f"| {row.name} | {row.mostly} | {row.bits:.2f} | {row.bytes / 2**20:,.0f} MiB | {row.error:.2%} "
+        f"| {'needs an importance matrix' if row.needs_imatrix else row.note} |"
         for row in type_table(shape.tensors, model)
     ]
     return "\n".join(rows) + "\n"

@@ -80,7 +80,7 @@ def _missing(rule: TensorRule, layer: int, architecture: Architecture) -> Tensor
     if rule.source == architecture.head:
         return TensorMismatchError(
             f"the checkpoint has no output matrix: tensor {architecture.head} is missing",
-            f"give the checkpoint of a {architecture.classes[0]}, or set tie_word_embeddings if the embedding is the output",
+            f"give that of the class {architecture.classes[0]}, or set tie_word_embeddings if the embedding is the output",
         )
     return TensorMismatchError(
         f"tensor {_name(rule, layer)} is missing", "check that all weight files and the right config.json are there"

@@ -153,7 +153,8 @@ def make_plan(source: Source, recipe: Recipe, pre_tokenizer: str | None = None, 
         TensorFacts(name, tensor.shape, tensor.dtype if model.from_gguf else None, tensor.dtype) for name, _, tensor in tensors
     ]
     types = choose_types(recipe, facts, model.shape, controls)
-    importance = importance_weights(recipe, facts, types, controls, {name: original for name, original, _ in tensors})
+    originals = {name: original for name, original, _ in tensors}
+    importance = importance_weights(recipe, facts, types, controls, originals, {name for name, _ in model.tensors})
     planned = tuple(
         TensorPlan(tensor, name, tensor.shape, ggml_type, weights)
         for (name, _, tensor), ggml_type, weights in zip(tensors, types, importance, strict=True)

@@ -6,6 +6,7 @@ would count as ours and a board with 1 GB would start to swap.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ _SPARSE_STRIDE_BYTES = 4096
 _GATHER_COLUMNS = 1024
 # What a transposed read holds of the file at a time.
 _BLOCK_BYTES = 1024 * 1024
+_TOO_MANY_OPEN = "allow more open files at a time (`ulimit -n 4096`): every part of the checkpoint is one"
 
 
 class WeightFile:
@@ -61,7 +63,8 @@ class WeightFile:
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check its kind and permissions") from error
+            remedy = _TOO_MANY_OPEN if error.errno in (errno.EMFILE, errno.ENFILE) else "check its kind and permissions"
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})", remedy) from error
         self.size = os.fstat(self._descriptor).st_size
 
     def read_into(self, out: Bytes, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,18 @@ from tinyedge_quantize.selfcheck import STOCK_ERRORS, STOCK_WEIGHTED_ERRORS
 _SOME_IMATRIX = Controls(imatrix=Imatrix(Path("imatrix.gguf"), {}, (), 0, 0))
 
 
+_TERNARY = "for ternary models only"
+_TRAINED_SO = "for models trained so"
+# Types whose few values cannot stand for any other weights; llama.cpp, tools/quantize/quantize.cpp, and ggml-common.h.
+_NOTES = {"TQ1_0": _TERNARY, "TQ2_0": _TERNARY, "Q1_0": _TRAINED_SO, "Q2_0": _TRAINED_SO}
+
+
 @dataclass(frozen=True)
 class TypeRow:
     """A type: the ggml type of most tensors, its bytes for the model, that type's relative RMS error on normal weights.
 
-    Where it `needs_imatrix` the bytes are those with one.
+    `bits` is bits per weight, of all the model's weights. Where it `needs_imatrix` both are those with one. `note` says for
+    which models alone the type is, and is empty otherwise.
     """
 
     name: str
@@ -28,6 +36,8 @@ class TypeRow:
     bytes: int
     error: float
     needs_imatrix: bool
+    bits: float
+    note: str
 
 
 def type_table(tensors: Sequence[tuple[str, tuple[int, ...]]], model: ModelShape) -> list[TypeRow]:
@@ -43,7 +53,10 @@ def _row(recipe: Recipe, facts: Sequence[TensorFacts], model: ModelShape) -> Typ
     if needs:
         chosen = choose_types(recipe, facts, model, _SOME_IMATRIX)
     size = sum(_bytes(fact.shape, kind) for fact, kind in zip(facts, chosen, strict=True))
-    return TypeRow(recipe.name, recipe.default, size, _error(recipe.default), needs)
+    elements = sum(math.prod(fact.shape) for fact in facts)
+    return TypeRow(
+        recipe.name, recipe.default, size, _error(recipe.default), needs, 8 * size / elements, _NOTES.get(recipe.name, "")
+    )
 
 
 def _error(kind: str) -> float:

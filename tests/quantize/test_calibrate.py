@@ -22,8 +22,9 @@ from tinyedge.native.context import ContextSettings
 from tinyedge.native.model import Model
 from tinyedge_quantize.convert import convert
 from tinyedge_quantize.imatrix import calibrate
-from tinyedge_quantize.imatrix.calibrate import Collection, collect, collect_into, read_tokens
+from tinyedge_quantize.imatrix.calibrate import Collection, collect, collect_into
 from tinyedge_quantize.imatrix.file import Imatrix, merge, read_imatrix
+from tinyedge_quantize.imatrix.text import Text, read_tokens
 
 SIZE = 64
 SETTINGS = ContextSettings(context=SIZE, threads=1)
@@ -72,7 +73,7 @@ def model(folder: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def tokens(folder: Path, model: Model) -> list[int]:
-    return read_tokens(model, folder / "text.txt", SIZE, None)
+    return read_tokens(model, Text(folder / "text.txt"), SIZE, None)
 
 
 def collected(model: Model, tokens: list[int], chunks: int | None = None, size: int = SIZE) -> Collection:
@@ -287,10 +288,10 @@ def test_a_model_that_computes_nan_is_refused(folder: Path, tokens: list[int], t
 def test_the_text_is_read_as_llama_imatrix_reads_it(folder: Path, model: Model, tmp_path: Path) -> None:
     text = (folder / "text.txt").read_text()
     assert text.endswith("\n")
-    assert read_tokens(model, folder / "text.txt", SIZE, None) == model.tokenize(text[:-1], parse_special=False)
+    assert read_tokens(model, Text(folder / "text.txt"), SIZE, None) == model.tokenize(text[:-1], parse_special=False)
     marked = tmp_path / "marked.txt"
     marked.write_text("<s> " + text)
-    plain, special = (read_tokens(model, marked, SIZE, None, parse_special=parsed) for parsed in (False, True))
+    plain, special = (read_tokens(model, Text(marked), SIZE, None, parse_special=parsed) for parsed in (False, True))
     assert plain.count(model.bos or 1) == 1
     assert special.count(model.bos or 1) == 2
 
@@ -298,7 +299,7 @@ def test_the_text_is_read_as_llama_imatrix_reads_it(folder: Path, model: Model, 
 def test_of_a_long_text_only_what_is_needed_is_read(model: Model, tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_text("é" * 40_001 + a_text(30_000))
-    few, all_of_it = read_tokens(model, long, 32, 2), read_tokens(model, long, 32, None)
+    few, all_of_it = read_tokens(model, Text(long), 32, 2), read_tokens(model, Text(long), 32, None)
     assert len(few) < len(all_of_it)
     assert few[: 2 * 32] == all_of_it[: 2 * 32]
 
@@ -307,7 +308,7 @@ def test_of_a_long_text_only_what_is_needed_is_read(model: Model, tmp_path: Path
     ("content", "words"),
     [
         (b"too short", "tokens, fewer than one chunk of 64"),
-        (b"", "fewer than"),
+        (b"", "fewer than one chunk"),
         (b"\xff\xfe\x00", r"is not UTF-8 text \(byte 0\)"),
     ],
 )
@@ -315,14 +316,28 @@ def test_a_text_that_cannot_be_used(content: bytes, words: str, model: Model, tm
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(ImatrixError, match=words):
-        read_tokens(model, path, SIZE, None)
+        read_tokens(model, Text(path), SIZE, None)
 
 
 def test_a_text_that_is_not_there(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ImatrixError, match="there is no file"):
-        read_tokens(model, tmp_path / "none.txt", SIZE, None)
+        read_tokens(model, Text(tmp_path / "none.txt"), SIZE, None)
     with pytest.raises(ImatrixError, match="cannot be read"):
-        read_tokens(model, tmp_path, SIZE, None)
+        read_tokens(model, Text(tmp_path), SIZE, None)
+
+
+def test_a_text_that_was_read_already(folder: Path, model: Model, tokens: list[int], tmp_path: Path) -> None:
+    data = (folder / "text.txt").read_bytes()
+    piped = Text(Path("-"), data)
+    assert piped.name == "standard input"
+    assert read_tokens(model, piped, SIZE, None) == tokens
+    assert read_tokens(model, Text(Path("-"), data * 40), SIZE, 2)[: 2 * SIZE] == tokens[: 2 * SIZE]
+    assert piped.read(10) == data[:10].decode()
+    (tmp_path / "empty.txt").touch()
+    for empty in (Text(Path("-"), b""), Text(tmp_path / "empty.txt")):
+        with pytest.raises(ImatrixError, match="is empty; give a text"):
+            empty.check()
+    Text(folder / "text.txt").check()
 
 
 def mixture(path: Path, source: Path, experts: int, used: int) -> None:

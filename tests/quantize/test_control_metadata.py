@@ -89,7 +89,7 @@ def test_overrides_are_written_as_llama_quantize_writes_them(tmp_path: Path) -> 
             "a=float:nan",
             "a=float:1e39",
         ),
-        *("a=bool:True", "a=u32:1", "a=int:٣", "k" * 128 + "=int:1", "a=str:\udcff"),
+        *("a=bool:True", "a=u32:1", "a=int:٣", "k" * 128 + "=int:1", "a=str:\udcff", "a\udcff=int:1"),
     ],
 )
 def test_malformed_overrides(text: str) -> None:
@@ -164,6 +164,39 @@ def test_a_description_is_that_of_the_converter(keys: list[str], tmp_path: Path)
     assert found[:2] == [("general.architecture", "llama"), ("general.type", "model")]
     assert found[2:-1] == written_by_gguf(path, card)
     assert found[-1] == ("llama.block_count", 2)
+
+
+def test_a_licence_takes_the_place_of_the_model_cards(tmp_path: Path) -> None:
+    """The converter takes it from the card alone; here it is written where the card's would be."""
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps({"general.license": "apache-2.0", "general.license.link": "https://example.org"}))
+    expected = written_by_gguf(None, {"name": "Card", "license": "apache-2.0", "license_link": "https://example.org"})
+    for card in ({"license": "mit"}, {}):
+        before = {key: MetadataEntry("string", value) for key, value in written_by_gguf(None, {"name": "Card", **card})}
+        after = final_metadata(before, Controls(metadata=read_description(path)), architecture="llama", layers=2)
+        assert [(key, entry.value) for key, entry in after.items()] == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("general.nmae", "did you mean general.name?"),
+        ("General.Name", "did you mean general.name?"),
+        ("author", "did you mean general.author?"),
+        ("general.licence", "did you mean general.license?"),
+        ("temp", "did you mean general.sampling.temp?"),
+        ("general.base_model", "did you mean general.base_models?"),
+        ("general.", "set it with --override-kv KEY=KIND:VALUE"),
+        ("general." + "n" * 1_000_000, "set it with --override-kv KEY=KIND:VALUE"),
+        ("llama.context_length", "set it with --override-kv KEY=KIND:VALUE"),
+    ],
+)
+def test_unknown_keys_of_a_description(key: str, remedy: str, tmp_path: Path) -> None:
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps({key: "x"}))
+    with pytest.raises(ControlError, match="which describes no model") as caught:
+        read_description(path)
+    assert caught.value.remedy == remedy
 
 
 @pytest.mark.parametrize(

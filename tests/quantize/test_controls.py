@@ -150,6 +150,21 @@ def test_tensor_types_from_texts_and_files(tmp_path: Path) -> None:
     assert [wish.pattern for wish in controls.tensor_types] == ["a", "b", "attn_v", "ffn_down", "output"]
 
 
+def test_comments_in_a_file_of_tensor_types(tmp_path: Path) -> None:
+    listed = tmp_path / "types.txt"
+    listed.write_bytes(
+        b"# values first: attn_v=F16\r\n\r\nattn_v=Q8_0 # not ffn_up=F16\n\n  #ffn_up=F16\rffn_[#]=Q6_K #\noutput=BF16#no\n#"
+    )
+    with pytest.raises(ControlError, match="'BF16#no' is not a tensor type; did you mean BF16"):
+        read_tensor_types(listed)
+    listed.write_bytes(listed.read_bytes().replace(b"#no", b""))
+    assert read_tensor_types(listed) == (
+        TensorType("attn_v", "Q8_0"),
+        TensorType("ffn_[#]", "Q6_K"),
+        TensorType("output", "BF16"),
+    )
+
+
 @pytest.mark.parametrize(
     "text", ["attn_v", "=Q8_0", "attn_v=", "attn_v=Q9_9", "attn_v=Q4_K_M", "attn_v=I32", "attn_v=Q8_1", "a=b=Q8_0"]
 )

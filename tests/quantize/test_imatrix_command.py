@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from tinyedge import errors
+from tinyedge.cli import imatrix_collection
+from tinyedge.cli.imatrix_lines import statistics_lines
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge_quantize.convert import convert
-from tinyedge_quantize.imatrix.file import read_imatrix
+from tinyedge_quantize.imatrix.calibrate import ChunkDone
+from tinyedge_quantize.imatrix.file import read_imatrix, write_imatrix
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")
 SIZE = ("--ctx", "64", "--threads", "1")
 
 
-def imatrix(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def imatrix(*arguments: object, cwd: Path | None = None, text: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [str(TINYEDGE), "imatrix", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, input=text)
 
 
 def refused(code: int, *arguments: object, cwd: Path | None = None) -> str:
@@ -67,10 +72,18 @@ def test_more_chunks_are_added_to_what_is_there(collected: Path, folder: Path, t
     done = imatrix(model, "--text", folder / "text.txt", "-o", path, "--chunks", 5, *SIZE)
     assert "has 2 chunks already" in done.stderr
     assert path.read_bytes() == collected.read_bytes()
+    for chunks in (3, 5):
+        again = imatrix(model, "--text", folder / "text.txt", "-o", path, "--chunks", chunks, *SIZE)
+        assert f"{path} has 5 chunks already, {chunks} were asked: nothing to do" in again.stderr
     again = imatrix(model, "--text", folder / "text.txt", "-o", path, "--chunks", 1, "--json", *SIZE)
     report = json.loads(again.stdout)
-    assert (report["read_chunks"], report["resumed_chunks"], report["tensors"]) == (5, 5, 35)
+    assert (report["read_chunks"], report["resumed_chunks"], report["chunks_read_now"], report["tensors"]) == (5, 5, 0, 35)
     assert report["perplexity"] > 1
+    assert report["warning"] is None
+
+
+def total_chunks(said: str) -> int:
+    return int(said.splitlines()[-1].split(" of ")[1].split()[0])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -90,10 +103,16 @@ def test_stopped_it_goes_on_without_loss(number: signal.Signals, code: int, fold
     reached = read_imatrix(path).chunks
     assert reached >= 1
     if number != signal.SIGKILL:
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        verb, total = "is" if reached == 1 else "are", total_chunks(said)
+        assert total > reached
+        assert said.splitlines()[-1] == (
+            f"{word}: {reached} of {total} chunks {verb} in {path}; the same command goes on from there"
+        )
         assert {child.name for child in tmp_path.iterdir()} == {path.name, long.name}
     wanted = ("--chunks", reached + 3)
     done = imatrix(folder / "model.gguf", "-o", path, *rest, *wanted)
-    assert f"has {reached} chunks already" in done.stderr
+    assert f"has {reached} chunk" in done.stderr
     imatrix(folder / "model.gguf", "-o", whole, *rest, *wanted)
     assert path.read_bytes() == whole.read_bytes()
 
@@ -124,14 +143,103 @@ def test_collecting_goes_on_top_of_files(collected: Path, folder: Path, tmp_path
 def test_statistics_are_shown(collected: Path, tmp_path: Path) -> None:
     done = imatrix(collected, "--show", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    head, *lines = done.stdout.splitlines()
-    assert head.split()[:2] == ["layer", "tensor"]
-    assert len(lines) == 35 + 2 + 5
-    assert lines[0].split()[:2][1] == "attn_k"
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{collected}: 35 tensors, 5 chunks of 64 tokens, from {collected.with_name('text.txt')}"
+    assert max(map(len, lines[1:])) <= 100
+    head, *tensors = lines[lines.index("") + 1 :]
+    words = head.split()
+    assert len(tensors) == 35 + 2 + 5
+    assert all(line.startswith(("    0 ", "layer")) == ("-" in line.split()) or not line for line in tensors[:-6])
+    assert tensors[36].split() == ["layer", "total", "outliers", "similarity"]
+    assert tensors[37].split()[-1] == "-"  # there is no layer before the first
     assert not list(tmp_path.iterdir())
     report = json.loads(imatrix("--in-file", collected, "--show", "--json", cwd=tmp_path).stdout)
     assert len(report["tensor_statistics"]) == 35
+    assert set(words) < set(report["tensor_statistics"][0])
     assert [each["layer"] for each in report["layer_statistics"]] == [0, 1, 2, 3, 4]
+    assert [report[key] for key in ("path", "chunks", "chunk_size")] == [str(collected), 5, 64]
+    assert report["datasets"] == [str(collected.with_name("text.txt"))]
+
+
+def test_the_table_has_100_columns_for_any_names_and_numbers() -> None:
+    tensor = dict.fromkeys(("total", "mean", "deviation", "active", "evenness", "outliers", "similarity"), 1.5e29)
+    report = {
+        "path": None,
+        "merged": ["a.gguf", "b.dat"],
+        "tensors": 1,
+        "chunks": 1,
+        "chunk_size": None,
+        "datasets": ["1.txt", "2.txt", "2.txt", "3.txt", "4.txt"],
+        "tensor_statistics": [tensor | {"layer": 10_000, "kind": "ffn_" + "x" * 50}],
+        "layer_statistics": [tensor | {"layer": 10_000, "similarity": None}],
+    }
+    lines = list(statistics_lines(report))
+    assert lines[0] == "a.gguf + b.dat: 1 tensors, 1 chunk, from 1.txt, 2.txt, 3.txt and 1 more"
+    assert max(map(len, lines)) == 100
+    assert lines[-1].split() == ["10000", "1.50e+29", "1.50e+29", "-"]
+
+
+def test_an_imatrix_of_another_model_is_not_merged_or_built_upon(collected: Path, folder: Path, tmp_path: Path) -> None:
+    there = read_imatrix(collected)
+    tensors = {name.replace("blk.4.", "blk.5."): tensor for name, tensor in there.tensors.items()}
+    other = tmp_path / "other.gguf"
+    write_imatrix(replace(there, tensors=tensors, path=other), other)
+    sentence = refused(31, "--in-file", collected, "--in-file", other, "-o", tmp_path / "x.gguf")
+    assert f"{collected} is of another model than {other}: it has no values for 'blk.5.attn_k.weight'" in sentence
+    arguments = (folder / "model.gguf", "--text", folder / "text.txt", "-o", tmp_path / "x.gguf", *SIZE)
+    sentence = refused(31, *arguments, "--in-file", other)
+    assert "other.gguf is for another model: it has values for 'blk.5.attn_k.weight', which this model does not" in sentence
+
+
+def test_a_text_comes_through_a_pipe(collected: Path, folder: Path, tmp_path: Path) -> None:
+    arguments = [folder / "model.gguf", "--text", "-", "-o", tmp_path / "x.gguf", "--chunks", 5, *SIZE]
+    done = imatrix(*arguments, text=(folder / "text.txt").read_text())
+    assert done.returncode == 0, done.stderr
+    piped, read = read_imatrix(tmp_path / "x.gguf"), read_imatrix(collected)
+    assert piped.datasets == ("standard input",)
+    assert all(tensor.sums.tolist() == piped.tensors[name].sums.tolist() for name, tensor in read.tensors.items())
+    assert "standard input is empty" in imatrix(*arguments, text="").stderr
+
+
+def test_the_bar_begins_at_the_chunks_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setattr(drawn, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    wanted = imatrix_collection.Wanted(
+        text=Path("-"),
+        output=Path("x"),
+        chunks=8,
+        context=None,
+        threads=None,
+        backend="cpu",
+        process_output=False,
+        parse_special=False,
+        save_every=1,
+        resume=True,
+        quiet=False,
+    )
+    with imatrix_collection._progress(0, 8, wanted):
+        pass
+    assert "0/8" in drawn.getvalue()
+    with imatrix_collection._progress(3, 8, wanted) as advance:
+        advance(ChunkDone(4, 8, 45123.4))
+    assert "4/8" in drawn.getvalue()
+    assert "perplexity 45123.4000" in drawn.getvalue()
+
+
+def test_what_is_said_of_options_that_do_not_suit_the_model(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text((folder / "text.txt").read_text() * 10)
+    path = tmp_path / "x.gguf"
+    arguments = ("demo", "--text", text, "-o", path, "--process-output", "--threads", 1, "--chunks", 1, "--ctx", 1024)
+    done = imatrix(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "warning: chunks of 1024 tokens are longer than the 512 this model was trained on; take --ctx 512" in done.stderr
+    assert "rope" not in done.stderr
+    tied = "note: --process-output has no effect: this model has no output.weight"
+    assert (tied in done.stderr) == ("output.weight" not in read_imatrix(path).tensors)
 
 
 def test_another_collection_is_not_overwritten_unless_asked(collected: Path, folder: Path, tmp_path: Path) -> None:
@@ -144,6 +252,28 @@ def test_another_collection_is_not_overwritten_unless_asked(collected: Path, fol
     assert path.read_bytes() == collected.read_bytes()
     assert imatrix(*arguments, "--overwrite").returncode == 0
     assert read_imatrix(path).datasets == (str(other),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "perplexity"), [("token_embd.weight", 1e20, "4096.0000"), ("output_norm.weight", 1e20, "e+")]
+)
+def test_a_model_that_only_guesses_is_said_to_do_so(
+    name: str, value: float, perplexity: str, folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    convert(demo_checkpoint(), model, "F32")
+    tensor = next(each for each in gguf.GGUFReader(model, "r+").tensors if each.name == name)
+    tensor.data[:] = value
+
+    arguments = (model, "--text", folder / "text.txt", "-o", tmp_path / "x.gguf", "--chunks", 1, *SIZE)
+    done = imatrix(*arguments)
+    assert done.returncode == 0, done.stderr
+    *_, line, note = done.stderr.splitlines()
+    assert perplexity in line
+    assert len(line) < 200
+    assert note.startswith("note: the model predicted the text no better than guessing among its 4096 tokens")
+    report = json.loads(imatrix(*arguments, "--overwrite", "--json").stdout)
+    assert note == f"note: {report['warning']}"
 
 
 def test_a_model_is_not_taken_for_an_output(collected: Path, folder: Path, tmp_path: Path) -> None:
@@ -163,7 +293,13 @@ def test_what_cannot_be_done_is_said_in_one_sentence(folder: Path, tmp_path: Pat
     here = tmp_path / "out"
     here.mkdir()
     assert "fewer than one chunk of 64" in refused(31, model, "--text", short, *SIZE, cwd=here)
-    assert "there is no file" in refused(31, model, "--text", tmp_path / "none", *SIZE, cwd=here)
+    nothing = f"error: there is no file {tmp_path / 'none'}; check the path given with --text\n"
+    assert imatrix("demo", "--text", tmp_path / "none", cwd=here).stderr == nothing  # and nothing of a backend
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert imatrix(model, "--text", empty, cwd=here).stderr.startswith(f"error: {empty} is empty; ")
+    for missing in (("--in-file", "nowhere"), ("nowhere", "--show"), (model, "--text", text, "--in-file", "nowhere")):
+        assert refused(31, *missing, cwd=here) == "error: there is no file nowhere; check the path"
     assert "bad.gguf" in refused(31, "--in-file", bad, cwd=here)
     assert "bad.gguf" in refused(31, bad, "--show", cwd=here)
     assert "bad.gguf" in refused(31, model, "--text", text, "--in-file", bad, *SIZE, cwd=here)
@@ -181,5 +317,7 @@ def test_wrong_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_help_has_an_example() -> None:
-    done = imatrix("--help")
-    assert "tinyedge imatrix model-f16.gguf --text calibration.txt -o imatrix.gguf" in done.stdout
+    lines = imatrix("--help").stdout.splitlines()
+    assert "  tinyedge imatrix model-f16.gguf --text calibration.txt -o imatrix.gguf" in (line[2:] for line in lines)
+    assert any(line.startswith("  Writes llama.cpp's imatrix format.") for line in lines)  # not deeper, as code would be
+    assert max(map(len, lines)) <= 80

@@ -16,8 +16,8 @@ from quantize_reference import llama_quantize
 from tinyedge.cli.models import demo_checkpoint
 from tinyedge.errors import ImatrixError, OutputError
 from tinyedge_quantize.controls.values import Controls
-from tinyedge_quantize.convert import convert
-from tinyedge_quantize.imatrix.file import Imatrix, SquareSums, check_against, merge, read_imatrix, write_imatrix
+from tinyedge_quantize.convert import Wishes, convert
+from tinyedge_quantize.imatrix.file import Imatrix, SquareSums, check_against, check_names, merge, read_imatrix, write_imatrix
 from tinyedge_quantize.imatrix.statistics import layer_statistics, tensor_statistics
 
 Q4_K_M, IQ2_XXS = 15, 19  # llama_ftype
@@ -137,11 +137,11 @@ def test_the_first_dat_files_ended_with_their_entries(tmp_path: Path) -> None:
 
 def test_merging_adds_sums_and_counts(tmp_path: Path) -> None:
     first, second = imatrix(SMALL), read_bytes(DAT, tmp_path, "x.dat")
-    alone = imatrix({"blk.0.ffn_down_exps.weight": square_sums([1] * 6, 2, 2, 2)})
-    found = merge([first, alone], tmp_path / "m.gguf", 512)
+    again = imatrix(SMALL | {"blk.0.ffn_down_exps.weight": square_sums([1] * 6, 2, 2, 2)})
+    found = merge([first, again], tmp_path / "m.gguf", 512)
     experts = found.tensors["blk.0.ffn_down_exps.weight"]
     assert (experts.sums.tolist(), experts.counts.tolist()) == ([2, 3, 4, 5, 6, 7], [4, 2, 5])
-    assert found.tensors["blk.0.attn_q.weight"].counts.tolist() == [7]
+    assert found.tensors["blk.0.attn_q.weight"].counts.tolist() == [14]
     assert found.datasets == ("text.txt", "text.txt")
     assert SMALL["blk.0.ffn_down_exps.weight"].sums.tolist() == [1, 2, 3, 4, 5, 6]
     whole = merge([second, second], tmp_path / "m.gguf", 256)
@@ -149,6 +149,21 @@ def test_merging_adds_sums_and_counts(tmp_path: Path) -> None:
     assert whole.tensors["blk.1.attn_q.weight"].counts.tolist() == [2048]
     with pytest.raises(ImatrixError, match=r"has 2 values for 'blk.0.attn_q.weight' and what it is to be merged with 4"):
         merge([first, second], tmp_path / "m.gguf")
+
+
+def test_files_of_several_models_are_not_merged(tmp_path: Path) -> None:
+    attention = {f"blk.{layer}.attn_k.weight": square_sums([1, 1], 4) for layer in range(3)}
+    long, short = imatrix(attention, Path("p1.gguf")), imatrix(dict(list(attention.items())[:2]), Path("qwen2.im"))
+    for pair in ([long, short], [short, long]):
+        problem = (
+            r"^qwen2\.im is of another model than p1\.gguf: it has no values for 'blk\.2\.attn_k\.weight'; merge files of one"
+        )
+        with pytest.raises(ImatrixError, match=problem):
+            merge(pair, tmp_path / "m.gguf")
+    # What one text reaches and another does not, and what --process-output adds.
+    more = {"blk.1.ffn_up_exps.weight": square_sums([1, 1], 1, 0), "output.weight": square_sums([1, 1], 4)}
+    for pair in ([long, imatrix(attention | more)], [imatrix(attention | more), long]):
+        assert set(merge(pair, tmp_path / "m.gguf").tensors) == set(attention | more)
 
 
 def test_one_count_stands_for_every_expert_when_merged(tmp_path: Path) -> None:
@@ -326,6 +341,41 @@ def test_an_imatrix_of_another_model_is_refused() -> None:
     check_against(ours, dict.fromkeys(names[:2], 4))
 
 
+def test_values_for_tensors_that_a_model_lacks_are_refused(tmp_path: Path) -> None:
+    """Also where those that it has are of the right size, and before layers are pruned."""
+    there = {
+        tensor.name.replace("blk.4.", "blk.5."): square_sums([1] * int(tensor.shape[0]), 4)
+        for tensor in gguf.GGUFReader(_demo(tmp_path)).tensors
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2
+    }
+    theirs = imatrix(there, Path("demo.imatrix.gguf"))
+    problem = "demo.imatrix.gguf is for another model: it has values for 'blk.5.attn_k.weight', which this model does not have"
+    for source in (demo_checkpoint(), tmp_path / "f16.gguf"):
+        for layers in ((), (4,), (0,)):
+            wishes = Wishes(controls=Controls(imatrix=theirs, prune_layers=layers))
+            with pytest.raises(ImatrixError, match=problem) as refusal:
+                convert(source, tmp_path / "x.gguf", "Q4_K_M", wishes)
+            assert refusal.value.remedy == "give the one that was made from this model"
+    check_names(imatrix({"output.weight": square_sums([1], 1)}), {"token_embd.weight"})
+
+
+def _demo(folder: Path) -> Path:
+    convert(demo_checkpoint(), folder / "f16.gguf", "F16")
+    return folder / "f16.gguf"
+
+
+def test_an_imatrix_of_the_whole_model_serves_a_pruned_one(tmp_path: Path) -> None:
+    whole = {
+        tensor.name: square_sums([1] * int(tensor.shape[0]), 4)
+        for tensor in gguf.GGUFReader(_demo(tmp_path)).tensors
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2
+    }
+    write_imatrix(imatrix(whole), tmp_path / "imatrix.gguf")
+    controls = Controls(imatrix=read_imatrix(tmp_path / "imatrix.gguf"), prune_layers=(1, 4))
+    convert(demo_checkpoint(), tmp_path / "x.gguf", "IQ2_XXS", Wishes(controls=controls))
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["llama.block_count"].contents() == 3
+
+
 def test_an_embedding_that_does_not_fit_is_ignored_as_in_llama_cpp() -> None:
     ours = imatrix(SMALL | {"token_embd.weight": square_sums([1, 2], 1), "output.weight": square_sums([1, 2], 1)})
     check_against(ours, {"token_embd.weight": 8})
@@ -351,7 +401,7 @@ def test_statistics_follow_their_formulas() -> None:
     assert first.entropy == pytest.approx(-(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75)))
     assert first.evenness == pytest.approx(first.entropy / 2)
     assert first.outliers == 0.25
-    assert first.similarity == 0
+    assert first.similarity is None
     second = by_name["blk.1.ffn_up.weight"]
     assert second.similarity == pytest.approx((4 * 8 + 12 * 8) / ((16 + 144) ** 0.5 * 128**0.5))
     assert by_name["blk.1.ffn_exps.weight"].values == 2  # the expert without rows is left out
@@ -359,4 +409,5 @@ def test_statistics_follow_their_formulas() -> None:
     assert [each.name for each in tensor_statistics(found)][1:3] == ["blk.1.ffn_up.weight", "blk.0.ffn_up.weight"]
     layers = layer_statistics(tensor_statistics(found))
     assert [each.layer for each in layers] == [0, 1]
+    assert (layers[0].similarity, layers[1].similarity) == (None, second.similarity)  # of what there is before
     assert layers[1].total == pytest.approx((4 * second.total + 2 * 4) / 6)

@@ -218,6 +218,30 @@ def test_the_command_writes_a_file_that_run_takes(model: Path, tmp_path: Path) -
     assert plain.stdout != applied.stdout
 
 
+def test_the_command_replaces_adapters_alone(model: Path, tmp_path: Path) -> None:
+    write_adapter_folder(tmp_path / "style", pair("model.layers.0.self_attn.q_proj", 256, 256))
+    arguments = ("lora", "style", "--base", demo_checkpoint(), "-o", "out.gguf")
+    for name, general_type in (("imatrix", "imatrix"), ("no type", None)):
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        if general_type:
+            writer.add_type(general_type)
+        writer.add_tensor("x", np.ones(32, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for other, what in ((model, "a model"), (tmp_path / "imatrix", "a GGUF file of another kind"), (tmp_path / "no type", "a")):
+        (tmp_path / "out.gguf").write_bytes(other.read_bytes())
+        done = command(*arguments, cwd=tmp_path)
+        assert done.returncode == 9
+        assert f"out.gguf is {what}" in done.stderr
+        assert "would be lost; name another file with -o" in done.stderr
+        assert (tmp_path / "out.gguf").read_bytes() == other.read_bytes()
+    (tmp_path / "out.gguf").unlink()
+    for _ in range(2):
+        assert command(*arguments, cwd=tmp_path).returncode == 0
+
+
 def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
     write_adapter_folder(tmp_path / "style", pair("model.layers.9.self_attn.q_proj", 256, 256))
     base = ("--base", demo_checkpoint())

@@ -119,6 +119,36 @@ def test_tensors_that_contradict_each_other_are_refused(fault: str, tmp_path: Pa
     refused(write_adapter_folder(tmp_path / "a", matrices), pattern)
 
 
+def test_a_dora_without_magnitudes_is_refused(tmp_path: Path) -> None:
+    """PEFT warns and takes the lengths of the base's rows, which were not trained; magnitudes of no DoRA it leaves out."""
+    refused(write_adapter_folder(tmp_path / "a", plain(), use_dora=True), r"no lora_magnitude_vector for .* is a DoRA")
+    dora = plain() | {f"{PREFIX}{QUERY}.lora_magnitude_vector": np.ones(256, np.float32)}
+    merge(write_adapter_folder(tmp_path / "b", dora, use_dora=True))
+    some = dora | pair("model.layers.1.self_attn.q_proj", 256, 256)
+    refused(write_adapter_folder(tmp_path / "c", some, use_dora=True), r"no lora_magnitude_vector for 'model\.layers\.1")
+    refused(
+        write_adapter_folder(tmp_path / "d", some, use_dora=False), r"a lora_magnitude_vector for 'model\.layers\.0.*no DoRA"
+    )
+
+
+@pytest.mark.parametrize("key", ["use_dora", "use_rslora", "ensure_weight_tying"])
+@pytest.mark.parametrize("value", ["yes", "false", 1, [True]])
+def test_switches_are_true_or_false(key: str, value: Any, tmp_path: Path) -> None:
+    refused(write_adapter_folder(tmp_path / "a", plain(), **{key: value}), f"{key} in .* where true or false is expected")
+
+
+def test_a_module_that_was_trained_but_not_saved_is_refused(tmp_path: Path) -> None:
+    """PEFT fails with a KeyError; a name that no module of a language model has is of no account."""
+    refused(write_adapter_folder(tmp_path / "a", plain(), modules_to_save=["lm_head"]), "lacks the weights of 'lm_head'")
+    norm = plain() | {f"{PREFIX}model.norm.weight": np.ones(256, np.float32)}
+    missing = write_adapter_folder(tmp_path / "b", norm, modules_to_save=["norm", "embed_tokens"])
+    refused(missing, "lacks the weights of 'embed_tokens', which .* take the name out of modules_to_save")
+    for names in (["norm"], ["model.norm", "classifier", "score"], [], None):
+        merge(write_adapter_folder(tmp_path / "c", norm, modules_to_save=names))
+    for names in ("norm", [["norm"]], {"norm": 1}, ["norm"] * 5000, 7):
+        refused(write_adapter_folder(tmp_path / "d", norm, modules_to_save=names), "modules_to_save in .* is .* where names")
+
+
 def test_an_adapter_for_another_base_names_its_first_mismatch(tmp_path: Path) -> None:
     deeper = write_adapter_folder(tmp_path / "deeper", plain() | pair("model.layers.7.mlp.up_proj", 512, 256))
     refused(deeper, r"adapts 'model\.layers\.7\.mlp\.up_proj\.weight', which this model does not have")
@@ -188,11 +218,21 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_values_that_are_none_are_found_before_a_file_appears(tmp_path: Path) -> None:
-    matrices = plain()
-    matrices[f"{PREFIX}{QUERY}.lora_B.weight"][3, 1] = np.nan
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name",
+    [f"{QUERY}.lora_A.weight", f"{QUERY}.lora_B.weight", f"{QUERY}.lora_magnitude_vector", "model.layers.1.mlp.up_proj.weight"],
+)
+def test_values_that_are_none_are_found_before_a_file_appears(name: str, value: float, tmp_path: Path) -> None:
+    """The sentence names the adapter: the base's training is not at fault."""
+    matrices = plain() | {
+        f"{PREFIX}{QUERY}.lora_magnitude_vector": np.ones(256, np.float32),
+        f"{PREFIX}model.layers.1.mlp.up_proj.weight": np.ones((512, 256), np.float32),
+    }
+    matrices[f"{PREFIX}{name}"].flat[77] = value
     folder = write_adapter_folder(tmp_path / "a", matrices)
-    with pytest.raises(WeightValueError, match=r"q_proj\.weight holds NaN"):
+    wanted = rf"a/adapter_model\.safetensors holds NaN or infinite values in '{name[:20]}.*checkpoint of the adapter"
+    with pytest.raises(WeightValueError, match=wanted):
         convert(demo_checkpoint(), tmp_path / "out.gguf", "Q8_0", Wishes(adapters=[(folder, 1.0)]))
     assert not (tmp_path / "out.gguf").exists()
 
@@ -200,7 +240,7 @@ def test_values_that_are_none_are_found_before_a_file_appears(tmp_path: Path) ->
 def test_a_scale_that_overflows_is_found_before_a_file_appears(tmp_path: Path) -> None:
     matrices = {name: values * np.float32(1e18) for name, values in plain().items()}
     folder = write_adapter_folder(tmp_path / "a", matrices, lora_alpha=1e8)
-    with pytest.raises(WeightValueError):
+    with pytest.raises(WeightValueError, match=r"merging the adapter makes .* infinite or NaN; give it a smaller scale"):
         convert(demo_checkpoint(), tmp_path / "out.gguf", "F32", Wishes(adapters=[(folder, 1000.0)]))
     assert not (tmp_path / "out.gguf").exists()
 
@@ -265,9 +305,17 @@ def test_the_option_takes_a_folder_with_or_without_a_scale(tmp_path: Path) -> No
     colon.mkdir()
     assert parse_adapter_option(str(colon)) == (colon, 1.0)
     assert parse_adapter_option(f"{colon}:2") == (colon, 2.0)
-    for value in (f"{folder}:x", "absent", "absent:1", ":1", f"{folder}:"):
-        with pytest.raises(AdapterError, match="there is no adapter"):
+    for scale in ("1", "+.5", "2.", "1e-2", "-1E2"):
+        assert parse_adapter_option(f"{folder}:{scale}") == (folder, float(scale))
+    for value in ("absent", "absent:1", ":1", "x" * 5000, "a\0b", "a\0b:1"):
+        with pytest.raises(AdapterError, match=r"there is no adapter .*DIR:SCALE"):
             parse_adapter_option(value)
-    for scale in ("nan", "inf", "-1001"):
-        with pytest.raises(AdapterError, match="the scale of"):
+    for scale in ("nan", "inf", "-1001", "x", "", "1_0", "\u0661\u0660", "1 ", "0x1", "1e999"):
+        with pytest.raises(AdapterError, match=r"the scale of .*style is .*a number within 1000 of zero"):
             parse_adapter_option(f"{folder}:{scale}")
+    with pytest.raises(AdapterError, match="name is empty"):
+        parse_adapter_option("")
+    with pytest.raises(AdapterError, match="/dev/null is neither a folder nor a file"):
+        parse_adapter_option("/dev/null:0.5")
+    with pytest.raises(AdapterError, match="/dev/null is neither a folder nor a file"):
+        open_adapter(Path("/dev/null"))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinyedge.errors import AdapterError
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.lora import merge_into, merged, open_adapter
@@ -23,6 +24,7 @@ from tinyedge_quantize.tensors import Floats, SourceTensor, WeightFile, float_ro
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 pytestmark = pytest.mark.torch
 
 TOLERANCE = 1e-6
@@ -194,6 +196,28 @@ def test_layers_that_keep_in_by_out(variant: dict[str, Any], targets: list[str],
     wanted = peft_merged(base, folder)
     with closing(WeightFile(base / "model.safetensors")) as file, open_adapter(folder) as adapter:
         assert_same(merged(read_safetensors(file), [adapter]), wanted)
+
+
+@pytest.mark.parametrize(("lost", "config"), [("lm_head", {"modules_to_save": ["lm_head"]}), ("magnitude", {"use_dora": True})])
+def test_an_adapter_that_lost_what_was_trained_is_refused(
+    lost: str, config: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    """PEFT fails for a lost module, and for lost magnitudes warns and merges other weights than were trained."""
+    folder = save_adapter(base, tmp_path / "a", r=4, target_modules=["q_proj"], **config)
+    wanted = peft_merged(base, folder)
+    file = folder / "adapter_model.safetensors"
+    tensors = safetensors.load_file(file)
+    safetensors.save_file({name: tensor for name, tensor in tensors.items() if lost not in name}, file)
+    with pytest.raises(AdapterError, match=r"says (?:were trained|that it is a DoRA)"):
+        open_adapter(folder)
+    if lost == "lm_head":
+        with pytest.raises(KeyError):
+            peft_merged(base, folder)
+    else:
+        with pytest.warns(UserWarning, match="missing adapter keys"):
+            other = peft_merged(base, folder)
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert np.abs(other[name] - wanted[name]).max() > 100 * TOLERANCE * np.abs(wanted[name]).max()
 
 
 def test_weights_saved_by_torch_and_by_a_trainer_are_read(base: Path, tmp_path: Path) -> None:

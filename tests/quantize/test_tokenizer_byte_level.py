@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from tokenizer_folders import BYTE_LETTERS, added, byte_level, put
+from vocabulary_only import llama_vocabulary
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.tokenizer import read_tokenizer
-from tinyedge_quantize.tokenizer.byte_level_bpe import decode_bytes
 
 BASE = 257  # the byte letters and one merged piece
 
@@ -60,16 +60,23 @@ def test_types_of_added_tokens_and_fillers(tmp_path: Path) -> None:
     assert entries["tokenizer.ggml.token_type"][BASE - 1 :] == [1, 3, 4, 3, 4, 5, 5]
 
 
-@pytest.mark.parametrize(
-    ("token", "plain"),
-    [("<x>", "<x>"), ("Ġhi", " hi"), ("é", "\ufffd"), ("Ã©", "é"), ("a b", "a b"), ("ĠĠ x", "ĠĠ x"), ("\n", "\n"), ("Ċ", "\n")],
-)
-def test_tokens_found_in_raw_text_are_written_as_they_decode(tmp_path: Path, token: str, plain: str) -> None:
-    assert decode_bytes(token) == plain
+RAW = ["<x>", "Ġhi", "é", "Ã©", "caf\u00e9", "<|syst\u00e8me|>", "<|m\u0105drze|>", "a b", "ĠĠ x", "\n", "Ċ", "\u4f60\u597d"]
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("token", RAW)
+def test_tokens_found_in_raw_text_are_written_as_they_are(tmp_path: Path, token: str, special: bool) -> None:
+    """Also where their letters are byte letters: é stands for byte E9, ą for 05, Ġ for a space."""
     tokenizers = pytest.importorskip("tokenizers")
-    put(tmp_path, "tokenizer.json", byte_level(added_tokens=[added(BASE, token)]))
+    row = BYTE_LETTERS.index(token) if token in BYTE_LETTERS else BASE
+    put(tmp_path, "tokenizer.json", byte_level(added_tokens=[added(row, token, special)]))
     reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert reference.decode(reference.encode(token).ids, skip_special_tokens=False) == plain
+    entries = read_tokenizer(tmp_path, BASE + 1, {})
+    assert entries["tokenizer.ggml.tokens"].value[row] == token.encode()
+    texts = [token, f"un {token} noir", f"x{token}{token}y", " hi", "\u00e9", "a\nb", "syst\u00e8me"]
+    with llama_vocabulary(tmp_path / "vocab.gguf", entries) as ours:
+        assert [ours.tokens(text) for text in texts] == [reference.encode(text).ids for text in texts]
+    assert reference.encode(token).ids == [row]
 
 
 def test_pieces_may_leave_holes(tmp_path: Path) -> None:
@@ -84,6 +91,20 @@ def test_merges_in_pairs_and_in_lines_are_the_same(tmp_path: Path) -> None:
     assert read(tmp_path, 258)["tokenizer.ggml.merges"] == ["a b", "b c"]
     put(tmp_path, "tokenizer.json", byte_level(["ab", "bc"]))
     assert read(tmp_path, 258)["tokenizer.ggml.merges"] == ["a b", "b c"]
+
+
+def test_of_equal_merges_the_last_one_counts(tmp_path: Path) -> None:
+    """In the tokenizers library, and so in the file, where llama.cpp would go by the first."""
+    tokenizers = pytest.importorskip("tokenizers")
+    merges = ["a b", "b c", "c d", "a b", "b c", "b c"]
+    described = byte_level(["ab", "bc", "cd"], model={"merges": merges})
+    put(tmp_path, "tokenizer.json", described)
+    entries = read_tokenizer(tmp_path, 259, {})
+    assert entries["tokenizer.ggml.merges"].value == ["c d", "a b", "b c"]
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = ["abcd", "abc", "bcd", "abab bcbc", "xbcdy"]
+    with llama_vocabulary(tmp_path / "vocab.gguf", entries) as ours:
+        assert [ours.tokens(text) for text in texts] == [reference.encode(text).ids for text in texts]
 
 
 def test_vocab_json_and_merges_txt_serve_without_tokenizer_json(tmp_path: Path) -> None:
@@ -145,7 +166,7 @@ def test_contradictory_files_are_one_sentence(tmp_path: Path, tokenizer: dict[st
 NAMED_CASES: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ([added(BASE, "<s>"), added(BASE + 1, "<pad>")], {"bos_token": "<s>"}),
     ([added(BASE, "<s>")], {"bos_token": {"content": "<s>", "__type": "AddedToken"}, "unk_token": "!"}),
-    ([added(BASE, "Ġx"), added(0, "!")], {"added_tokens_decoder": {str(BASE): {"content": "Ġx", "special": True}}}),
+    ([added(BASE, "<x>"), added(0, "!")], {"added_tokens_decoder": {str(BASE): {"content": "<x>", "special": True}}}),
     ([added(BASE + 1, "<b>"), added(BASE, "<a>", True)][::-1], {"pad_token": "<b>"}),
     ([added(BASE, "\u2581z"), added(BASE + 1, "<|t|>")], {}),
 ]

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from family_tokenizers import tokenizer_json, write_tokenizer
+from hard_texts import HARD_TEXTS
 from tokenizer_folders import BYTE_LETTERS, PIECES, byte_level, put, sentencepiece_model
+from vocabulary_only import llama_vocabulary
 
 from tinyedge.errors import TokenizerError
 from tinyedge_quantize.tokenizer import VOCABULARIES, read_tokenizer
+from tinyedge_quantize.tokenizer.spaces import begins_with_space, prepend_scheme
 
 ROWS = len(PIECES)
 
@@ -104,6 +107,32 @@ def test_pieces_are_scored_by_the_order_of_the_merges(tmp_path: Path) -> None:
     assert scores[b"<0x41>"] == -float(len(set(merges)))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("end_of_word_suffix", "</w>"), ("continuing_subword_prefix", "##"), ("dropout", 0.1)]
+)
+def test_options_that_llama_cpp_does_not_have_are_refused(tmp_path: Path, option: str, value: Any) -> None:
+    described = tokenizer_json("llama-fast")
+    described["model"][option] = value
+    put(tmp_path, "tokenizer.json", described)
+    with pytest.raises(TokenizerError, match=rf"sets {option}, which llama\.cpp does not have; convert it with"):
+        read(tmp_path, "llama", 600)
+
+
+def test_of_equal_merges_the_last_one_gives_the_score(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    described = tokenizer_json("llama-fast")
+    first = described["model"]["merges"][0]
+    described["model"]["merges"] += [first]
+    put(tmp_path, "tokenizer.json", described)
+    entries = read_tokenizer(tmp_path, 600, {})
+    scores = dict(zip(entries["tokenizer.ggml.tokens"].value, entries["tokenizer.ggml.scores"].value, strict=True))
+    assert scores["".join(first).encode()] < scores["".join(described["model"]["merges"][-2]).encode()]
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    with llama_vocabulary(tmp_path / "vocab.gguf", entries) as ours:
+        for text in HARD_TEXTS:
+            assert ours.tokens(text) == reference.encode(text, add_special_tokens=False).ids, text
+
+
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 
@@ -147,3 +176,12 @@ def test_another_treatment_of_spaces_is_shown_with_the_remedy(
     with_spaces(tmp_path, normalizer, pre_tokenizer)
     with pytest.raises(TokenizerError, match=rf"{shown}.*; put the tokenizer\.model of this checkpoint beside it"):
         read(tmp_path, "llama", 600)
+
+
+def test_steps_within_steps_are_followed_however_deep() -> None:
+    nested: dict[str, Any] = METASPACE
+    for _ in range(5000):
+        nested = {"type": "Sequence", "pretokenizers": [nested]}
+    assert begins_with_space({"pre_tokenizer": nested}, ["\u2581a"]) is True
+    assert prepend_scheme({"pre_tokenizer": nested}) == "first"
+    assert prepend_scheme({"pre_tokenizer": METASPACE, "normalizer": {"type": "Prepend", "prepend": "\u2581"}}) is None

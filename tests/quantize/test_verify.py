@@ -348,7 +348,8 @@ def test_a_library_that_is_not_installed_is_named(
     (tmp_path / "sentencepiece.py").write_text(missing)
     monkeypatch.syspath_prepend(str(tmp_path))
     report = verify(pristine, source)
-    assert Check("token ids", SKIPPED, "not compared: pip install sentencepiece") in report.checks
+    sentence = "not compared with the source's own tokenizer: pip install 'tinyedge-llm[verify]'"
+    assert Check("token ids", SKIPPED, sentence) in report.checks
     assert report.passed
 
 

@@ -118,7 +118,7 @@ def _print_verification(
 
     folder = source if source.is_dir() else source.parent
     with byte_progress(f"verify {report.path.name}", quiet=json_output) as bar:
-        found = verify_written(report.path, observer, folder, threads=threads, progress=bar)
+        found = verify_written(report.path, observer, folder, against=source, threads=threads, progress=bar)
     if json_output:
         print_json(describe_report(report) | {"verification": describe(found)})
     else:
@@ -255,12 +255,16 @@ def _list_types(json_output: bool) -> None:
     shape = next(each for each in SHAPES if each.name.startswith("TinyLlama"))
     rows = type_table(shape.tensors, ModelShape(layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads))
     if json_output:
-        print_json({"model": shape.name, "types": [dataclasses.asdict(row) for row in rows]})
+        listed = [
+            {"type": row.name} | {key: value for key, value in dataclasses.asdict(row).items() if key != "name"} for row in rows
+        ]
+        print_json({"model": shape.name, "types": listed})
         return
-    print_line(f"type     mostly   {shape.name:>16}  error of a weight")
+    print_line(f"type     mostly    bits   {shape.name}  error of a weight")
     for row in rows:
-        needs = "  needs --imatrix" if row.needs_imatrix else ""
-        print_line(f"{row.name:<8} {row.mostly:<8} {format_bytes(row.bytes):>16}  {row.error:>17.2%}{needs}")
+        remark = "needs --imatrix" if row.needs_imatrix else row.note
+        sizes = f"{row.bits:>5.2f}  {format_bytes(row.bytes):>15}  {row.error:>17.2%}"
+        print_line(f"{row.name:<8} {row.mostly:<8} {sizes}  {remark}".rstrip())
 
 
 def _self_check(json_output: bool) -> None:

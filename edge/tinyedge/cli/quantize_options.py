@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +31,7 @@ class QuantizeOptions:
     ] = None
     tensor_type_file: Annotated[
         list[Path] | None,
-        typer.Option("--tensor-type-file", metavar="FILE", help="The same from a file, separated by white space."),
+        typer.Option("--tensor-type-file", metavar="FILE", help="The same from a file, separated by white space; # comments."),
     ] = None
     output_tensor_type: Annotated[
         str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
@@ -68,17 +67,19 @@ class QuantizeOptions:
 
     def wishes(self) -> Wishes:
         """The conversion that the options ask for; raises a TinyEdgeError naming an option that cannot be used."""
+        from tinyedge_quantize.controls.words import recipe_words
         from tinyedge_quantize.convert import Wishes
         from tinyedge_quantize.lora import parse_adapter_option
         from tinyedge_quantize.splits import parse_size
 
+        controls = self._controls()
         return Wishes(
             config_name=self.config,
             pre_tokenizer=self.pre_tokenizer,
             adapters=[parse_adapter_option(text) for text in self.lora or ()],
-            controls=self._controls(),
+            controls=controls,
             split_max_bytes=parse_size(self.split_max_size) if self.split_max_size else None,
-            options=tuple(self._words()),
+            options=(*recipe_words(controls), *self._words()),
         )
 
     def _controls(self) -> Controls:
@@ -100,14 +101,10 @@ class QuantizeOptions:
         )
 
     def _words(self) -> Iterator[str]:
-        """The options as they would be typed, files by their names alone."""
-        for field in dataclasses.fields(self):
-            name, value = "--" + field.name.replace("_", "-"), getattr(self, field.name)
-            if isinstance(value, bool):
-                if value:
-                    yield name
-                continue
-            values: list[Any] = value if isinstance(value, list) else [value] if value is not None else []
-            for each in values:
-                text = each.name if isinstance(each, Path) else Path(each).name if field.name == "lora" else each
-                yield f"{name} {shlex.quote(text)}"
+        """The options that are no controls, as they would be typed, folders by their names alone."""
+        for text in self.lora or ():
+            yield f"--lora {shlex.quote(Path(text).name)}"
+        for name in ("split_max_size", "config", "pre_tokenizer"):
+            value: str | None = getattr(self, name)
+            if value is not None:
+                yield f"--{name.replace('_', '-')} {shlex.quote(value)}"

@@ -1,7 +1,8 @@
 """What a person asks of a file's metadata: descriptions from `--metadata FILE`, `--override-kv`, and what pruning changes.
 
 Sources: gguf-py/gguf/metadata.py (`Metadata.load`, `set_gguf_meta_model`: what convert_hf_to_gguf.py --metadata reads and where
-it writes it) and llama.cpp, src/llama-quant.cpp and tools/quantize/quantize.cpp (the rest).
+it writes it; general.license it takes from the model card alone) and llama.cpp, src/llama-quant.cpp and
+tools/quantize/quantize.cpp (the rest).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.errors import CheckpointError
+from tinyedge_quantize.controls.nearest import did_you_mean, nearest
 from tinyedge_quantize.controls.values import ControlError, Controls
+from tinyedge_quantize.controls.words import override_kind
 from tinyedge_quantize.metadata import MetadataEntry, float32, int32, string, strings, uint32
 from tinyedge_quantize.strangers import read_limited, show
 
@@ -37,7 +40,7 @@ _SAMPLING: Mapping[str, Callable[[Any, str], MetadataEntry]] = {
 }
 _TEXTS = (
     *("name", "author", "version", "organization", "finetune", "basename", "description", "quantized_by", "size_label"),
-    *("license.name", "license.link", "url", "doi", "uuid", "repo_url"),
+    *("license", "license.name", "license.link", "url", "doi", "uuid", "repo_url"),
     *("source.url", "source.doi", "source.uuid", "source.repo_url"),
 )
 # A list of objects under the key on the left: its length under the middle one, each item's texts under the right.
@@ -56,12 +59,9 @@ _VALUES: Mapping[str, Callable[[Any, str], MetadataEntry]] = {
 
 _FILE_KEYS = frozenset({"general.architecture", "general.alignment"})
 _FIRST = ("general.architecture", "general.type")
-_SIZE = _TEXTS.index("size_label") + 1
 _ORDER = (
     *(f"general.sampling.{name}" for name in _SAMPLING),
-    *(f"general.{name}" for name in _TEXTS[:_SIZE]),
-    "general.license",
-    *(f"general.{name}" for name in _TEXTS[_SIZE:]),
+    *(f"general.{name}" for name in _TEXTS),
     "general.base_model.",
     "general.dataset.",
     "general.tags",
@@ -100,16 +100,13 @@ def final_metadata(
 def _check_override(key: str, entry: MetadataEntry, present: MetadataEntry | None) -> None:
     if key in _FILE_KEYS or key.startswith("split."):
         raise ControlError(f"--override-kv: {key} says how the file is built and cannot be overridden", "leave it out")
-    if present is not None and _kind(entry) != _kind(present) and present.type != "array":
+    if present is None or present.type == "array":
+        return
+    kind, needed = override_kind(entry), override_kind(present)
+    if kind != needed:
         raise ControlError(
-            f"--override-kv: {show(key)} is of type {_kind(present)} in this model and not {_kind(entry)}",
-            "give a value of that type",
+            f"--override-kv: {show(key)} is of type {needed} in this model and not {kind}", "give a value of that type"
         )
-
-
-def _kind(entry: MetadataEntry) -> str:
-    """The entry's type as --override-kv calls it."""
-    return {"string": "str"}.get(entry.type, entry.type.strip("u0123456789"))
 
 
 def _about_imatrix(imatrix: Imatrix) -> dict[str, MetadataEntry]:
@@ -146,7 +143,7 @@ def read_description(path: Path) -> dict[str, MetadataEntry]:
     if unknown:
         raise ControlError(
             f"--metadata has the key {show(unknown[0])}, which describes no model",
-            f"use {', '.join([*_VALUES, *_LISTS])}, or set it with --override-kv",
+            _remedy_for_key(unknown[0]),
         )
     entries: dict[str, MetadataEntry] = {}
     try:
@@ -162,6 +159,14 @@ def read_description(path: Path) -> dict[str, MetadataEntry]:
     except CheckpointError as error:
         raise ControlError(f"--metadata: {error.problem}", "correct the file") from None
     return entries
+
+
+def _remedy_for_key(unknown: str) -> str:
+    """The keys it may have been meant for, compared without the `general.` that all have."""
+    wanted = unknown.lower().removeprefix("general.")
+    names = [key.removeprefix("general.") for key in (*_VALUES, *_LISTS)]
+    near = nearest(wanted, names) or [name for name in names if name.endswith(f".{wanted}")]
+    return did_you_mean([f"general.{name}" for name in near]) if near else "set it with --override-kv KEY=KIND:VALUE"
 
 
 def _described(metadata: Mapping[str, MetadataEntry], replaced: Mapping[str, MetadataEntry]) -> dict[str, MetadataEntry]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tinyedge.errors import CheckpointError
 from tinyedge.ggml_types import BY_NAME, NOT_WEIGHTS
 from tinyedge_quantize.controls.metadata import read_description
+from tinyedge_quantize.controls.nearest import did_you_mean, nearest_type
 from tinyedge_quantize.controls.values import ControlError, Controls, TensorType
 from tinyedge_quantize.metadata import MetadataEntry, boolean, float32, string, uint32
 from tinyedge_quantize.strangers import read_limited, show
@@ -38,6 +39,7 @@ _TOKEN = re.compile(
       | [^\\(\[*+?{}\]]""",
     re.VERBOSE,
 )
+_COMMENT = re.compile(r"(?<!\S)#[^\r\n]*", re.ASCII)
 _UPPER_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\([BDSW])")
 
 
@@ -83,7 +85,7 @@ def parse_tensor_type(text: str, option: str = "--tensor-type") -> TensorType:
 
 
 def read_tensor_types(path: Path) -> tuple[TensorType, ...]:
-    """The tensor types in a file of `REGEX=TYPE` separated by white space."""
+    """The tensor types in a file of `REGEX=TYPE` separated by white space, a word that begins with # ending its line."""
     option = "--tensor-type-file"
     try:
         data = read_limited(path, _MAX_BYTES)
@@ -91,7 +93,7 @@ def read_tensor_types(path: Path) -> tuple[TensorType, ...]:
         raise ControlError(f"{option} {path} cannot be read ({error.strerror})", "check the path") from error
     if data is None:
         raise ControlError(f"{option} {path} is longer than {_MAX_BYTES} bytes", "give a list of REGEX=TYPE")
-    text = data.decode("utf-8", "replace")
+    text = _COMMENT.sub("", data.decode("utf-8", "replace"))
     return tuple(parse_tensor_type(item, option) for item in re.split(r"[ \t\n\v\f\r]+", text) if item)
 
 
@@ -100,7 +102,9 @@ def parse_type(text: str, option: str) -> str:
     name = text.upper()
     if name not in TENSOR_TYPES:
         reason = "is not one tensors of a file can be quantized to" if name in BY_NAME else "is not a tensor type"
-        raise ControlError(f"{option}: {show(text)} {reason}", f"use one of {', '.join(TENSOR_TYPES)}")
+        near = nearest_type(name, TENSOR_TYPES)
+        remedy = did_you_mean(near) if near else "`tinyedge quantize --types` lists them under `mostly`"
+        raise ControlError(f"{option}: {show(text)} {reason}", remedy)
     return name
 
 
@@ -138,7 +142,11 @@ def parse_override(text: str) -> tuple[str, MetadataEntry]:
             f"--override-kv {show(text)} is not of the form KEY=TYPE:VALUE with TYPE int, float, bool or str",
             "write for example llama.context_length=int:4096",
         )
-    if len(key.encode("utf-8", "replace")) > _MAX_KEY_BYTES:
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise ControlError(f"--override-kv: the key {show(key)} is not UTF-8", "correct the key") from None
+    if length > _MAX_KEY_BYTES:
         raise ControlError(f"--override-kv: the key {show(key)} is longer than {_MAX_KEY_BYTES} bytes", "shorten the key")
     try:
         return key, _override_value(kind, value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -24,12 +23,10 @@ from tinyedge.native.interrupt import Interruptible
 from tinyedge.native.model import Model
 from tinyedge_quantize.imatrix.file import write_imatrix
 from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Counts, Floats, Imatrix, SquareSums
-from tinyedge_quantize.strangers import open_regular
 
 SMALLEST_CHUNK = FEWEST_ROWS
 _LOGIT_BYTES = 64 << 20  # of one decode: the rows of a vocabulary of 32000 for BATCH_TOKENS tokens
 _ROWS_AT_ONCE = 16  # of logits, when their softmax is taken
-_SPARE_TEXT_BYTES = 1 << 16
 _NOTES = ("model", "tokens", "chunks", "nll", "nll2", "predicted", "output", "merged")
 
 
@@ -176,39 +173,6 @@ def _another(path: Path, what: str) -> ImatrixError:
         f"{path} holds an importance matrix that {what}, which would be lost",
         "name another file with -o, or give --overwrite to replace it",
     )
-
-
-def read_tokens(model: Model, path: Path, chunk_size: int, chunks: int | None, *, parse_special: bool = False) -> list[int]:
-    """The tokens of the text at `path`, which llama-imatrix would have for the same file; with `chunks`, enough for so many.
-
-    With `parse_special` the names of special tokens in the text stand for these. Raises ImatrixError for a text that cannot be
-    read, is not UTF-8, or has fewer tokens than one chunk.
-    """
-    limit = None if chunks is None else chunks * chunk_size * model.longest_token_bytes + _SPARE_TEXT_BYTES
-    tokens = model.tokenize(_read_text(path, limit), parse_special=parse_special)
-    if len(tokens) < chunk_size:
-        raise ImatrixError(
-            f"{path} has {len(tokens)} tokens, fewer than one chunk of {chunk_size}",
-            "take a longer text, or smaller chunks with --ctx",
-        )
-    return tokens
-
-
-def _read_text(path: Path, limit: int | None) -> str:
-    """The text, without the line break at its end; of a text of more than `limit` bytes only those."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            whole = limit is None or os.fstat(file.fileno()).st_size <= limit
-            data = file.read() if whole else file.read(limit)
-    except FileNotFoundError:
-        raise ImatrixError(f"there is no file {path}", "give a text with --text") from None
-    except OSError as error:
-        raise ImatrixError(f"{path} cannot be read ({error.strerror})", "give a text with --text") from error
-    cut = 0 if whole else next((back for back in range(1, 4) if data[-back] >= 0xC0), 0)  # a character may be cut in two
-    try:
-        return (data.removesuffix(b"\n") if whole else data[: len(data) - cut]).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ImatrixError(f"{path} is not UTF-8 text (byte {error.start})", "give a text, saved as UTF-8") from None
 
 
 def collect(

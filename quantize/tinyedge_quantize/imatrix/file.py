@@ -21,12 +21,31 @@ from tinyedge.gguf_values import MAGIC, GGUFArray
 from tinyedge.native.interrupt import Interruptible
 from tinyedge_quantize.gguf_header import TensorInfo, encode_header, padded
 from tinyedge_quantize.imatrix.dat_file import read_dat
-from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Floats, Imatrix, SquareSums, check_against, damaged, merge
+from tinyedge_quantize.imatrix.importance import (
+    DEFAULT_CHUNK,
+    Floats,
+    Imatrix,
+    SquareSums,
+    check_against,
+    check_names,
+    damaged,
+    merge,
+)
 from tinyedge_quantize.metadata import MetadataEntry, string, strings, uint32
 from tinyedge_quantize.output_file import check_room, new_file
 from tinyedge_quantize.strangers import open_regular, show
 
-__all__ = ["DEFAULT_CHUNK", "NOTE_PREFIX", "Imatrix", "SquareSums", "check_against", "merge", "read_imatrix", "write_imatrix"]
+__all__ = [
+    "DEFAULT_CHUNK",
+    "NOTE_PREFIX",
+    "Imatrix",
+    "SquareSums",
+    "check_against",
+    "check_names",
+    "merge",
+    "read_imatrix",
+    "write_imatrix",
+]
 
 NOTE_PREFIX = "tinyedge.imatrix."
 
@@ -53,7 +72,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
                 raise damaged(path, f"has {size:,} bytes, more than any importance matrix")
             found = _read_gguf(path, file) if file.peek(4)[:4] == MAGIC else read_dat(path, file)
     except FileNotFoundError:
-        raise ImatrixError(f"there is no file {path}") from None
+        raise ImatrixError(f"there is no file {path}", "check the path") from None
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror})") from error
     except MemoryError:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ DEFAULT_CHUNK = 512  # tokens, llama-imatrix's own
 
 _REMEDY = "copy or download it again, or make one with `tinyedge imatrix MODEL --text FILE`"
 _OTHER_MODEL = "give the one that was made from this model"
-_NOT_MERGED = "merge only files made from the same model"
+_NOT_MERGED = "merge files of one model"
+_IN_EVERY_FILE = re.compile(r"blk\.(?!.*_exps)")  # whatever the text, as the inputs of experts are not
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")  # llama-quant.cpp, tensor_name_match_token_embd
 
 
@@ -90,7 +92,8 @@ def merge(imatrices: Sequence[Imatrix], path: Path, chunk_size: int = DEFAULT_CH
     """All of them as one, to be written to `path`: sums and counts added up as llama-imatrix does for several --in-file.
 
     `chunk_size` is what the result counts its chunks in, and what the chunks of .dat files are taken for.
-    Raises ImatrixError when two of them have another number of values for the same tensor.
+    Raises ImatrixError when two of them are of different models: one has another number of values for a tensor, or none for a
+    tensor of a block. Only experts may be missing, which no token may have chosen.
     """
     sums: dict[str, Floats] = {}
     counts: dict[str, Counts] = {}
@@ -113,6 +116,7 @@ def merge(imatrices: Sequence[Imatrix], path: Path, chunk_size: int = DEFAULT_CH
                 )
             sums[name] += tensor.sums
             counts[name] = counts[name] + tensor.counts
+    _check_same_tensors(imatrices)
     rows = max((int(count.max()) for count in counts.values()), default=0)
     return Imatrix(
         path=path,
@@ -121,6 +125,31 @@ def merge(imatrices: Sequence[Imatrix], path: Path, chunk_size: int = DEFAULT_CH
         chunks=min(rows // chunk_size, 2**32 - 1),
         chunk_size=chunk_size,
     )
+
+
+def _check_same_tensors(imatrices: Sequence[Imatrix]) -> None:
+    """Raises ImatrixError unless all of them have entries for the same tensors of the blocks, experts aside."""
+    always = [{name for name in imatrix.tensors if _IN_EVERY_FILE.match(name)} for imatrix in imatrices]
+    for here, names in zip(imatrices, always, strict=True):
+        for other, others in zip(imatrices, always, strict=True):
+            missing = sorted(others - names)
+            if missing:
+                raise ImatrixError(
+                    f"{here.path} is of another model than {other.path}: it has no values for {show(missing[0])}", _NOT_MERGED
+                )
+
+
+def check_names(imatrix: Imatrix, names: Collection[str]) -> None:
+    """Raises ImatrixError when `imatrix` has an entry for a tensor of a block that is not among `names`, those of the model.
+
+    Entries outside the blocks may be without their tensor, as that of `output.weight` is in a model with tied embeddings.
+    """
+    foreign = [name for name in imatrix.tensors if name.startswith("blk.") and name not in names]
+    if foreign:
+        raise ImatrixError(
+            f"{imatrix.path} is for another model: it has values for {show(foreign[0])}, which this model does not have",
+            _OTHER_MODEL,
+        )
 
 
 def check_against(imatrix: Imatrix, tensors: Mapping[str, int]) -> None:

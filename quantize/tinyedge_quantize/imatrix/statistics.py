@@ -26,8 +26,8 @@ class TensorStatistics:
 
     `active` is the share above 1e-5, `entropy` that of the values as a distribution, in bits, and `evenness` its share of the
     largest possible. `outliers` is the share that lies more than one standard deviation above the mean (ZD). `similarity` is
-    the cosine of the angle to the same tensor's values in the layer before, 0 where there is none. `layer` is None outside the
-    blocks.
+    the cosine of the angle to the same tensor's values in the layer before, None where there is none. `layer` is None outside
+    the blocks.
     """
 
     name: str
@@ -42,7 +42,7 @@ class TensorStatistics:
     entropy: float
     evenness: float
     outliers: float
-    similarity: float
+    similarity: float | None
 
     @property
     def short_name(self) -> str:
@@ -53,12 +53,15 @@ class TensorStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
-    """Means over the tensors of a layer, each with the weight of its number of values."""
+    """Means over the tensors of a layer, each with the weight of its number of values.
+
+    `similarity` is None for a layer of which no tensor has one.
+    """
 
     layer: int
     total: float
     outliers: float
-    similarity: float
+    similarity: float | None
 
 
 def tensor_statistics(imatrix: Imatrix) -> list[TensorStatistics]:
@@ -72,7 +75,7 @@ def tensor_statistics(imatrix: Imatrix) -> list[TensorStatistics]:
             before = tensors.get(f"{name[: block.start(1)]}{int(block[1]) - 1}{name[block.end(1) :]}")
         found.append(_statistics(name, int(block[1]) if block else None, tensor, before))
     if not found:
-        raise ImatrixError(f"{imatrix.path} has no tensors")
+        raise ImatrixError(f"{imatrix.path} has no tensors", "check the path")
     return sorted(found, key=lambda each: (each.short_name, -each.total))
 
 
@@ -101,9 +104,9 @@ def _statistics(name: str, layer: int | None, tensor: SquareSums, before: Square
     )
 
 
-def _similarity(tensor: SquareSums, before: SquareSums | None) -> float:
+def _similarity(tensor: SquareSums, before: SquareSums | None) -> float | None:
     if before is None or len(before.sums) != len(tensor.sums):
-        return 0.0
+        return None
     ours, theirs = tensor.sums.astype(np.float64), before.sums.astype(np.float64)
     length = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
     return float(ours @ theirs) / length if length else 0.0
@@ -115,12 +118,14 @@ def layer_statistics(tensors: Sequence[TensorStatistics]) -> list[LayerStatistic
     for layer in sorted({tensor.layer for tensor in tensors if tensor.layer is not None}):
         own = [tensor for tensor in tensors if tensor.layer == layer]
         values = sum(tensor.values for tensor in own)
+        compared = [(tensor.values, tensor.similarity) for tensor in own if tensor.similarity is not None]
+        weight = sum(count for count, _ in compared)
         layers.append(
             LayerStatistics(
                 layer=layer,
                 total=sum(tensor.values * tensor.total for tensor in own) / values,
                 outliers=sum(tensor.values * tensor.outliers for tensor in own) / values,
-                similarity=sum(tensor.values * tensor.similarity for tensor in own) / values,
+                similarity=sum(count * similarity for count, similarity in compared) / weight if compared else None,
             )
         )
     return layers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +18,14 @@ from tinyedge_quantize.config import read_json
 from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.containers.torch_file import read_torch_file
 from tinyedge_quantize.lora.names import part_of, require_known
+from tinyedge_quantize.lora.option import require_adapter
 from tinyedge_quantize.lora.patterns import MAX_NUMBER, read_patterns
+from tinyedge_quantize.lora.rows import finite_tensor
 from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import FLOAT_BYTES, SourceTensor, WeightFile
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-MAX_SCALE = 1000.0
 
 _DAMAGED = "copy or download the adapter again"
 _MERGE_IN_PEFT = "merge it with PEFT (merge_and_unload, then save_pretrained) and give the merged folder"
@@ -42,6 +43,11 @@ _VARIANTS = {
 }
 # Ways to begin the training that take something out of the base weights; PEFT notes them as done once it has converted them.
 _CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
+# What else of the configuration decides by true and false.
+_FLAGS = ("use_dora", "use_rslora", "ensure_weight_tying")
+# PEFT (peft_model.py) notes both for a classifier, whatever its model calls the layer.
+_OF_CLASSIFIERS = ("classifier", "score")
+_MAX_SAVED = 1000
 _MAX_RANK = 8192
 _MAX_NAME = 512
 
@@ -108,20 +114,6 @@ class Adapter:
         self.close()
 
 
-def parse_adapter_option(value: str) -> tuple[Path, float]:
-    """The path and scale in `DIR` or `DIR:SCALE`, the scale 1 by default; raises AdapterError for what is neither."""
-    name, colon, tail = value.rpartition(":")
-    path, scale = Path(value), 1.0
-    if colon and name and not path.exists():
-        with suppress(ValueError):
-            path, scale = Path(name), float(tail)
-    if not path.exists():
-        raise AdapterError(f"there is no adapter {path}", f"give a folder with {CONFIG_NAME}, or DIR:SCALE")
-    if not abs(scale) <= MAX_SCALE:
-        raise AdapterError(f"the scale of {path} is {scale:g}", f"give one within {MAX_SCALE:g} of zero")
-    return path, scale
-
-
 def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
     """The PEFT adapter in a folder, or in a weight file beside its adapter_config.json, to be applied `scale` times.
 
@@ -129,8 +121,7 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
     UnsafePickleError for a weight file that asks for more than tensors.
     """
     folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise AdapterError(f"there is no adapter {path}", f"give a folder with {CONFIG_NAME}")
+    require_adapter(path)
     try:
         config = read_json(folder / CONFIG_NAME)
         _require_lora(path, config)
@@ -139,9 +130,11 @@ def open_adapter(path: Path, scale: float = 1.0) -> Adapter:
             opened.callback(file.close)
             parts = _parts(file.path, _read_tensors(file), trains_biases=config.get("bias", "none") != "none")
             pairs, alpha = _pairs(file.path, config, parts.pairs)
+            _require_saved(file.path, config, parts.replaced)
             opened.pop_all()
     except CheckpointError as error:
-        raise AdapterError(error.problem, _DAMAGED) from error
+        remedy = _DAMAGED if error.remedy == CheckpointError.default_remedy else error.remedy
+        raise AdapterError(error.problem, remedy) from error
     return Adapter(path, folder, scale, config, alpha, pairs, parts.replaced, frozenset(parts.copies), file)
 
 
@@ -161,6 +154,9 @@ def _require_lora(path: Path, config: Mapping[str, Any]) -> None:
     for key, what in _VARIANTS.items():
         if config.get(key):
             raise AdapterError(f"{path} {what} ({key}), which cannot be done here", _MERGE_IN_PEFT)
+    for key in _FLAGS:
+        if not isinstance(config.get(key, False), bool | None):
+            raise AdapterError(f"{key} in {CONFIG_NAME} is {show(config[key])} where true or false is expected", _DAMAGED)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise AdapterError(
@@ -207,7 +203,7 @@ def _parts(file: Path, tensors: Mapping[str, SourceTensor], *, trains_biases: bo
         key = part.part or part.module
         if key in place:
             raise AdapterError(f"{file} holds {show(name)} twice, as for two adapters", "save each adapter in its own folder")
-        place[key] = tensor
+        place[key] = tensor if of_pair else finite_tensor(tensor)
         if part.is_base:
             found.copies.add(key)
     return found
@@ -226,7 +222,35 @@ def _pairs(
         module: _pair(file, module, found, ranks[module], alphas[module] / ranks[module] ** power)
         for module, found in parts.items()
     }
+    _require_kind(file, config, pairs)
     return pairs, alpha * rank ** (1 - power)
+
+
+def _require_kind(file: Path, config: Mapping[str, Any], pairs: Mapping[str, LowRank]) -> None:
+    """Raises AdapterError when the configuration says DoRA and not all pairs have magnitudes, or LoRA and some have."""
+    dora = config.get("use_dora")
+    other = next((module for module, pair in pairs.items() if (pair.magnitude is None) == dora), None)
+    if dora is not None and other is not None:
+        problem = f"has {'no' if dora else 'a'} lora_magnitude_vector for {show(other)}"
+        raise AdapterError(
+            f"{file} {problem} where {CONFIG_NAME} says that it is {'a' if dora else 'no'} DoRA (use_dora)",
+            "save the adapter again with PEFT's save_pretrained",
+        )
+
+
+def _require_saved(file: Path, config: Mapping[str, Any], replaced: Mapping[str, SourceTensor]) -> None:
+    """Raises AdapterError when a module that was trained as a whole is not in the file, where PEFT fails too."""
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or len(names) > _MAX_SAVED or not all(isinstance(name, str) for name in names):
+        raise AdapterError(f"modules_to_save in {CONFIG_NAME} is {show(names)} where names are expected", _DAMAGED)
+    # PEFT takes every module whose name ends so.
+    present = "\n".join(replaced)
+    for name in names:
+        if f"{name}." not in present and name not in _OF_CLASSIFIERS:
+            raise AdapterError(
+                f"{file} lacks the weights of {show(name)}, which {CONFIG_NAME} says were trained (modules_to_save)",
+                "save the adapter again, or take the name out of modules_to_save if the base has no such module",
+            )
 
 
 def _pair(file: Path, module: str, parts: Mapping[str, SourceTensor], rank: float, scaling: float) -> LowRank:

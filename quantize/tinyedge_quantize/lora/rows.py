@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from tinyedge_quantize.tensors import Bytes, Floats, SourceTensor, float_rows
+from tinyedge.errors import WeightValueError
+from tinyedge_quantize.strangers import show
+from tinyedge_quantize.tensors import Bytes, Floats, SourceTensor, StridedRows, float_rows
 
 # Elements of W, A and B in memory at once, each; as many as write.py's slabs have.
 _SLAB_ELEMENTS = 256 * 1024
@@ -20,6 +23,13 @@ _SLAB_ELEMENTS = 256 * 1024
 # compete with the writer's, which costs ten times what it gains.
 _SHARE_ROWS, _SHARE_RANKS, _SHARE_COLUMNS = 128, 64, 32
 _LEAST_COLUMNS = 8
+# The bits that are all set in what is infinite or NaN.
+_EXPONENTS: dict[str, tuple[Any, int]] = {
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+_DIVERGED = "take an earlier checkpoint of the adapter: its training diverged or its file is damaged"
 
 
 @dataclass(frozen=True)
@@ -37,17 +47,49 @@ class LowRankChange:
 
     def rows(self, first: int, count: int) -> Floats:
         """The change of rows `first` to `first + count`."""
-        left = float_rows(self.left, first, count)
+        left = _finite_rows(self.left, first, count)
         change = np.empty((count, self.right.columns), np.float32)
         step = max(1, min(_SHARE_RANKS, _SLAB_ELEMENTS // self.right.columns))
         for begin in range(0, self.right.rows, step):
             end = min(begin + step, self.right.rows)
             part = np.empty_like(change) if begin else change
-            _multiply(left[:, begin:end], float_rows(self.right, begin, end - begin), part)
+            _multiply(left[:, begin:end], _finite_rows(self.right, begin, end - begin), part)
             if begin:
                 change += part
         change *= np.float32(self.scaling)
         return change
+
+
+def finite_tensor(tensor: SourceTensor) -> SourceTensor:
+    """The same tensor of an adapter; reading NaN or infinity from it raises WeightValueError with the adapter's name."""
+    return replace(tensor, reader=FiniteRows(tensor))
+
+
+@dataclass(frozen=True)
+class FiniteRows:
+    """Reads rows of a tensor that an adapter has in place of the base's."""
+
+    source: SourceTensor
+
+    def __call__(self, first: int, count: int, out: Bytes) -> None:
+        self.source.reader(first, count, out)
+        kind, exponent = _EXPONENTS[self.source.dtype]
+        if (out.view(kind) & kind(exponent) == kind(exponent)).any():
+            raise _diverged(self.source)
+
+
+def _finite_rows(tensor: SourceTensor, first: int, count: int) -> Floats:
+    """`float_rows` of an adapter's tensor; WeightValueError with the adapter's name for NaN and infinity."""
+    rows = float_rows(tensor, first, count)
+    if not np.isfinite(rows).all():
+        raise _diverged(tensor)
+    return rows
+
+
+def _diverged(tensor: SourceTensor) -> WeightValueError:
+    where = str(tensor.reader.file.path) if isinstance(tensor.reader, StridedRows) else "the adapter"
+    name = show(tensor.name.removeprefix("base_model.model."))
+    return WeightValueError(f"{where} holds NaN or infinite values in {name}", _DIVERGED)
 
 
 def _multiply(left: Floats, right: Floats, out: Floats) -> None:
@@ -91,13 +133,17 @@ class MergedRows:
             if change.magnitude is None:
                 result += difference
                 continue
-            magnitude = float_rows(change.magnitude, 0, change.magnitude.rows).ravel()
+            magnitude = _finite_rows(change.magnitude, 0, change.magnitude.rows).ravel()
             if lengths is None:
                 factor = (magnitude[first : first + count] / _lengths(base + difference))[:, None]
             else:
                 factor = magnitude / lengths.values()
             result += difference
             result *= factor
+        if not np.isfinite(result).all() and np.isfinite(float_rows(self.base, first, count)).all():
+            raise WeightValueError(
+                f"merging the adapter makes {show(self.base.name)} infinite or NaN", "give it a smaller scale, or take another"
+            )
         return result
 
 
@@ -142,7 +188,7 @@ class AddedVector:
     scaling: float
 
     def __call__(self, first: int, count: int, out: Bytes) -> None:
-        added = float_rows(self.vector, 0, self.vector.rows).ravel()[first : first + count]
+        added = _finite_rows(self.vector, 0, self.vector.rows).ravel()[first : first + count]
         rows = float_rows(self.base, first, count).ravel()
         out.view(np.float32)[:] = rows + np.float32(self.scaling) * added
 

@@ -28,7 +28,7 @@ class Method:
     """One way of quantizing: its name, what of it is read, and the values of `quant_method` it goes by.
 
     `outputs_first` says that it packs a layer as (out, in) also where transformers stores it (in, out), as GPT-2's are: the
-    tools take a Conv1D's weight transposed (AutoGPTQ, QuantLinear.pack; transformers, quantizer_bnb_*.py).
+    tools take a Conv1D's weight transposed (AutoGPTQ, QuantLinear.pack; transformers, integrations/bitsandbytes.py).
     """
 
     name: str
@@ -161,7 +161,10 @@ def _method(settings: Settings, marks: set[str]) -> Method:
             "awq" if "w_bit" in settings else "bitsandbytes" if marks & {m for m, known in _MARKS.items() if known} else "gptq"
         )
     if not isinstance(name, str):
-        raise CheckpointError(f"quant_method in the quantization configuration is {show(name)} where a name is expected")
+        raise CheckpointError(
+            f"quant_method in the quantization configuration is {show(name)} where a name is expected",
+            "copy the configuration again from where the checkpoint came from",
+        )
     name = name.lower()
     if name in _AUTOROUND:
         form = settings.get("packing_format")

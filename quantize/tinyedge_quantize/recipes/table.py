@@ -7,6 +7,7 @@ Source: llama.cpp, src/llama-quant.cpp (`llama_ftype_get_default_type`, `llama_t
 from __future__ import annotations
 
 from tinyedge.errors import TinyEdgeError
+from tinyedge_quantize.controls.nearest import did_you_mean, nearest_type
 from tinyedge_quantize.recipes.rules import (
     Category,
     Recipe,
@@ -117,11 +118,14 @@ class UnknownTypeError(TinyEdgeError):
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name or alias, in any case; raises UnknownTypeError listing those there are."""
+    """The recipe of that name or alias, in any case; raises UnknownTypeError naming those that may have been meant."""
     wanted = name.upper()
     recipe = RECIPES.get(ALIASES.get(wanted, wanted))
     if recipe is None:
         reason = _REFUSED.get(wanted)
-        problem = f"the quantization type {wanted} {reason}" if reason else f"there is no quantization type {name[:40]}"
-        raise UnknownTypeError(problem, f"use one of {', '.join(RECIPES)}")
+        if reason:
+            raise UnknownTypeError(f"the quantization type {wanted} {reason}", "`tinyedge quantize --types` lists the others")
+        near = nearest_type(wanted, reversed(RECIPES))
+        remedy = did_you_mean(near) if near else "`tinyedge quantize --types` lists them"
+        raise UnknownTypeError(f"there is no quantization type {name[:40]}", remedy)
     return recipe

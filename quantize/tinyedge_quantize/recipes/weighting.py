@@ -6,7 +6,7 @@ Source: llama.cpp, src/llama-quant.cpp (`tensor_requires_imatrix` and the two lo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinyedge.errors import ImatrixError
@@ -27,13 +27,16 @@ def importance_weights(
     types: Sequence[str],
     controls: Controls,
     originals: Mapping[str, str] | None = None,
+    source_names: Collection[str] | None = None,
 ) -> list[Floats | None]:
     """For each tensor the weights that its quantizer takes, one for each column, float32; or None.
 
     `originals` maps the names of a pruned model's tensors to those in the source, by which the importance matrix knows them.
+    `source_names` are all names in the source, those of pruned layers too; with them an importance matrix that has more layers
+    or other tensors is told to be of another model.
 
     Raises ImatrixError, naming type and tensor, for the first whose type needs weights that are not there, and when the
-    importance matrix belongs to another model (see `check_against`).
+    importance matrix belongs to another model (see `check_against` and `check_names`).
     """
     quantized = [
         may_quantize(recipe, tensor, controls) and ggml_type not in (*FLOATS, tensor.source_type)
@@ -41,8 +44,10 @@ def importance_weights(
     ]
     weights: list[Floats | None] = [None] * len(tensors)
     if controls.imatrix is not None:
-        from tinyedge_quantize.imatrix.importance import check_against
+        from tinyedge_quantize.imatrix.importance import check_against, check_names
 
+        if source_names is not None:
+            check_names(controls.imatrix, source_names)
         names = [(originals or {}).get(tensor.name, tensor.name) for tensor in tensors]
         needed = [tensor.shape[-1] * math.prod(tensor.shape[:-2]) for tensor in tensors]
         check_against(

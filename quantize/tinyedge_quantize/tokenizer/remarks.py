@@ -22,6 +22,7 @@ _Entries = Mapping[str, MetadataEntry]
 _ASIDE = ("unk_token", "pad_token", "mask_token", "cls_token", "sep_token")
 # With such a word in general.name llama.cpp removes the space behind special tokens (src/llama-vocab.cpp).
 _STRIPPING_NAMES = ("phi-3", "phi3")
+_KEEPING_PRE_TOKENIZER = ("olmo2", "olmo3", "phi3")
 # By model: whether llama.cpp adds bos and eos, and which ids they have, when the file does not say (src/llama-vocab.cpp).
 _DEFAULTS = {"llama": (True, False, 1, 2), "gpt2": (False, False, 11, 11), "t5": (False, True, None, 1)}
 
@@ -108,9 +109,11 @@ def _prefix_space(folder: TokenizerFolder, entries: _Entries) -> Iterator[str]:
     if settings.get("add_prefix_space") is not True or entries["tokenizer.ggml.model"].value != "gpt2":
         return
     pre_tokenizer = (folder.tokenizer_json or {}).get("pre_tokenizer") or {"type": "ByteLevel"}
-    # transformers 4 sets it in a ByteLevel that is not a step of a sequence, transformers 5 in GPT-2's and Qwen2's classes.
-    follows = as_dict(pre_tokenizer, "pre_tokenizer in tokenizer.json").get("type") == "ByteLevel"
-    if follows or str(settings.get("tokenizer_class")).startswith("Qwen2"):
+    # transformers 4 sets it in a ByteLevel that is not a step of a sequence; transformers 5 makes a new one with it in
+    # GPT-2's and Qwen2's classes, but for the families whose named class it does not believe.
+    alone = as_dict(pre_tokenizer, "pre_tokenizer in tokenizer.json").get("type") == "ByteLevel"
+    renewed = str(settings.get("tokenizer_class")).startswith(("GPT2", "Qwen2"))
+    if alone or (renewed and folder.config.get("model_type") not in _KEEPING_PRE_TOKENIZER):
         yield (
             "transformers puts a space in front of every prompt (add_prefix_space in tokenizer_config.json), "
             "llama.cpp does not; begin prompts with one"

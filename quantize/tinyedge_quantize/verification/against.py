@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyedge.gguf_file import GGUFFile, GGUFTensor
 from tinyedge.gguf_values import GGUFArray
+from tinyedge.llama_check import MATRIX_TYPES
 from tinyedge_quantize.checkpoint import Checkpoint
 from tinyedge_quantize.convert import Wishes, open_source
 from tinyedge_quantize.gguf_source import entry_of
@@ -28,7 +29,7 @@ _SHOWN_PROBLEMS = 3
 class Reference:
     """What a file should hold: each tensor's source by GGUF name, and the metadata.
 
-    `folder` is where the source's tokenizer lies, `files` are those its weights are read from.
+    `folder` is where the tokenizer of a checkpoint lies, None for a GGUF file; `files` are those the weights are read from.
     """
 
     path: Path
@@ -70,6 +71,18 @@ def tensor_problems(gguf: GGUFFile, reference: Reference) -> list[str]:
 def comparable(tensor: GGUFTensor, source: SourceTensor) -> bool:
     """Whether the tensor's values can be set against those of the source, row by row."""
     return tensor.shape == source.shape[::-1] and source.columns % tensor.type.block_elements == 0
+
+
+def copied(gguf: GGUFFile, reference: Reference) -> frozenset[str]:
+    """The tensors that must have the source's bytes: both sides are GGUF files and store them in the same type."""
+    if reference.folder is not None:
+        return frozenset()
+    pairs = ((tensor, reference.tensors.get(tensor.name)) for tensor in gguf.tensors)
+    return frozenset(
+        tensor.name
+        for tensor, source in pairs
+        if source is not None and source.dtype == tensor.type.name in MATRIX_TYPES and comparable(tensor, source)
+    )
 
 
 def metadata_problems(gguf: GGUFFile, reference: Reference) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyedge.ggml_types import GGMLType
 from tinyedge.gguf_file import GGUFFile, GGUFTensor
 from tinyedge.llama_check import MATRIX_TYPES
 from tinyedge.native import quantize as native
@@ -31,35 +30,39 @@ _READ_BYTES = 1 << 20
 class FilePass:
     """What one reading of a model gave: SHA-256 of its files and of each tensor's data, in hexadecimal digits, and the sums.
 
-    `altered` are tensors whose data is not what the observer of the conversion saw.
+    `altered` are tensors whose data is not what the observer of the conversion saw, `differing` those that should have the
+    bytes of their source and have others.
     """
 
     files: tuple[str, ...]
     tensors: Mapping[str, str]
     sums: Mapping[str, ErrorSums]
     altered: tuple[str, ...] = ()
+    differing: frozenset[str] = frozenset()
 
 
 def read_through(
     parts: Sequence[GGUFFile],
     sources: Mapping[str, SourceTensor],
     *,
+    copied: frozenset[str] = frozenset(),
     observer: SlabObserver | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> FilePass:
     """Reads a model's files once; sums for every tensor of a type that can be dequantized, against its source if it has one.
 
-    A source must have as many values as the tensor. With an `observer` nothing is dequantized: its sums count, and its
+    A source must have as many values as the tensor; those of the tensors `copied` are compared byte by byte too and must have
+    their type. With an `observer` nothing is dequantized: its sums count, and its
     checksums are compared. Memory is that of a few slabs for each thread. Raises CheckpointError when a file cannot be read to
     the end that its header speaks of.
     """
     native.load_kernels()
     with _Pool(threads) as pool:
-        reader = _Reader(sum(part.file_bytes for part in parts), sources, observer, pool, progress)
+        reader = _Reader(sum(part.file_bytes for part in parts), sources, copied, observer, pool, progress)
         files = tuple(reader.read(part) for part in parts)
         pool.finish()
-    return FilePass(files, reader.hashes, reader.sums, tuple(reader.altered))
+    return FilePass(files, reader.hashes, reader.sums, tuple(reader.altered), frozenset(reader.differing))
 
 
 def hash_file(path: Path) -> tuple[int, str]:
@@ -105,14 +108,17 @@ class _Reader:
         self,
         total: int,
         sources: Mapping[str, SourceTensor],
+        copied: frozenset[str],
         observer: SlabObserver | None,
         pool: _Pool,
         progress: Progress | None,
     ) -> None:
-        self._total, self._sources, self._observer, self._pool, self._progress = total, sources, observer, pool, progress
+        self._total, self._sources, self._copied = total, sources, copied
+        self._observer, self._pool, self._progress = observer, pool, progress
         self.hashes: dict[str, str] = {}
         self.sums: dict[str, ErrorSums] = {}
         self.altered: list[str] = []
+        self.differing: set[str] = set()
 
     def read(self, gguf: GGUFFile) -> str:
         """Reads one file; its hash."""
@@ -136,11 +142,12 @@ class _Reader:
         sums = ErrorSums(tensor.type.name) if tensor.type.name in MATRIX_TYPES else None
         if sums is not None:
             self.sums[tensor.name] = sums
+        differing = self.differing if tensor.name in self._copied else None
         for offset, size in _slabs(tensor, source):
             blocks = taker.take(size)
             digest.update(blocks.data)
             if sums is not None:
-                self._pool.submit(_Task(sums, tensor.type, offset, blocks, source))
+                self._pool.submit(_Task(sums, tensor, offset, blocks, source, differing))
         return digest.hexdigest()
 
     def _compare(self, tensor: GGUFTensor, taker: _Taker) -> str:
@@ -194,18 +201,30 @@ class _Taker:
 
 @dataclass(frozen=True)
 class _Task:
+    """The sums of one slab; where it should be a copy of its source and is none, the tensor's name goes into `differing`."""
+
     sums: ErrorSums
-    type: GGMLType
+    tensor: GGUFTensor
     offset: int
     blocks: Bytes
     source: SourceTensor | None
+    differing: set[str] | None
 
     def __call__(self) -> None:
         floats = None
         if self.source is not None:
-            row_bytes = self.type.row_bytes(self.source.columns)
-            floats = float_rows(self.source, self.offset // row_bytes, len(self.blocks) // row_bytes)
+            row_bytes = self.tensor.type.row_bytes(self.source.columns)
+            first, count = self.offset // row_bytes, len(self.blocks) // row_bytes
+            if self.differing is None or not self._is_copy(self.source, first, count):
+                floats = float_rows(self.source, first, count)
+                if self.differing is not None:
+                    self.differing.add(self.tensor.name)
         self.sums.add(self.offset, self.blocks, floats)
+
+    def _is_copy(self, source: SourceTensor, first: int, count: int) -> bool:
+        raw, scratch = np.empty((2, len(self.blocks)), np.uint8)
+        source.read_rows(first, count, raw, scratch)
+        return np.array_equal(raw, self.blocks)
 
 
 def _slabs(tensor: GGUFTensor, source: SourceTensor | None) -> Iterator[tuple[int, int]]:

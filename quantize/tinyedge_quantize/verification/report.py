@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,15 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: its name, whether it PASSED, FAILED or was SKIPPED, and what was found, in a sentence."""
+    """One thing that was looked at: its name, whether it PASSED, FAILED or was SKIPPED, and what was found, in a sentence.
+
+    `remedy` is what to do about a failure where making the file again is not it.
+    """
 
     name: str
     result: str
     detail: str
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class TensorReport:
     valid: bool
     bound: float
     errors: TensorErrors | None
+
+    @property
+    def share_of_bound(self) -> float:
+        """Its error as a share of the bound, infinite where the error is no number; 0 without a source."""
+        relative = self.errors.relative_rms if self.errors else 0.0
+        return math.inf if math.isnan(relative) else relative / self.bound
 
     @property
     def within_bound(self) -> bool:
@@ -72,17 +83,17 @@ class Verification:
 
     @property
     def worst_first(self) -> tuple[TensorReport, ...]:
-        """The tensors that have errors, those with the largest share of their bound first."""
+        """The tensors that have errors by falling relative RMS error; those beyond their bound before all others."""
 
-        def share(tensor: TensorReport) -> float:
+        def badness(tensor: TensorReport) -> tuple[bool, float]:
             relative = tensor.errors.relative_rms if tensor.errors else 0.0
-            return relative / tensor.bound if relative == relative else float("inf")
+            return not tensor.within_bound, math.inf if math.isnan(relative) else relative
 
-        return tuple(sorted((tensor for tensor in self.tensors if tensor.errors), key=share, reverse=True))
+        return tuple(sorted((tensor for tensor in self.tensors if tensor.errors), key=badness, reverse=True))
 
     def require(self) -> None:
-        """Raises VerificationError, naming the first check that failed, unless all passed."""
+        """Raises VerificationError with the first check that failed and its remedy, unless all passed."""
         failed = [check for check in self.checks if check.result == FAILED]
         if failed:
             more = f" ({len(failed) - 1} more checks failed)" if len(failed) > 1 else ""
-            raise VerificationError(f"{self.path} did not pass: {failed[0].name}: {failed[0].detail}{more}")
+            raise VerificationError(f"{self.path} did not pass: {failed[0].name}: {failed[0].detail}{more}", failed[0].remedy)

@@ -140,7 +140,7 @@ def _comparison(gguf: GGUFFile, folder: Path, found: Sequence[Result]) -> tuple[
                 return _compare(gguf, library, path, found, wanted)
     except VerificationError as error:
         return False, error.problem
-    return None, f"not compared: pip install {there[0][0]}"
+    return None, "not compared with the source's own tokenizer: pip install 'tinyedge-llm[verify]'"
 
 
 def _compare(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tinyedge.chat.chat_template import ChatTemplate, Message
@@ -24,6 +25,7 @@ from tinyedge_quantize.verification.against import (
     Reference,
     comparable,
     compared_keys,
+    copied,
     metadata_problems,
     open_reference,
     recorded_hashes,
@@ -31,11 +33,18 @@ from tinyedge_quantize.verification.against import (
     together,
 )
 from tinyedge_quantize.verification.file_pass import FilePass, hash_file, read_through
+from tinyedge_quantize.verification.recorded import options_remedy
 from tinyedge_quantize.verification.report import FAILED, PASSED, SKIPPED, Check, FileReport, TensorReport, Verification
 from tinyedge_quantize.verification.tensors import SlabObserver, error_bound
 from tinyedge_quantize.verification.tokenizer import check_tokenizer, has_tokenizer
 from tinyedge_quantize.write import Progress, default_threads
 
+# By general.type.
+_NOT_MODELS = {
+    "adapter": ("it is a LoRA adapter and not a model", "verify the model it belongs to"),
+    "imatrix": ("it is an importance matrix and not a model", "look at it with `tinyedge imatrix FILE --show`"),
+}
+_OTHER_SOURCE = "give the source that it was made from with --against, or make it again from this one with `tinyedge quantize`"
 _USER_TEXT = "What is the capital of France?"
 _CONVERSATION = (Message("user", "Hello."), Message("assistant", "Hello, how can I help?"), Message("user", _USER_TEXT))
 
@@ -56,7 +65,7 @@ def verify(
     """
     with ExitStack() as opened:
         reference = opened.enter_context(open_reference(against, wishes)) if against is not None else None
-        return _verify(path, reference, reference.folder if reference else None, None, threads, progress)
+        return _verify(path, reference, reference.folder if reference else None, None, wishes, threads, progress)
 
 
 def verify_written(
@@ -64,14 +73,16 @@ def verify_written(
     observer: SlabObserver,
     tokenizer_folder: Path | None = None,
     *,
+    against: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """The same report on a file that was just written, with the errors that `observer` saw on the way.
 
-    The file is read back for its checksums alone. `tokenizer_folder` holds the tokenizer it was made from.
+    The file is read back for its checksums alone. `tokenizer_folder` holds the tokenizer it was made from, `against` is the
+    source that the report names.
     """
-    return _verify(path, None, tokenizer_folder, observer, threads, progress)
+    return replace(_verify(path, None, tokenizer_folder, observer, None, threads, progress), against=against)
 
 
 def _verify(
@@ -79,6 +90,7 @@ def _verify(
     reference: Reference | None,
     folder: Path | None,
     observer: SlabObserver | None,
+    wishes: Wishes | None,
     threads: int | None,
     progress: Progress | None,
 ) -> Verification:
@@ -89,14 +101,17 @@ def _verify(
         gguf = read_model(path)
     except GGUFError as error:
         files: tuple[FileReport, ...] = (FileReport(path, *hash_file(path)),)
-        unreadable = Check("structure", FAILED, _without(path, error.problem))
+        unreadable = Check("structure", FAILED, _without(path, error.problem), error.remedy)
         return Verification(path, files, against, (unreadable,), (), time.perf_counter() - started)
     checks = [_runs(gguf)]
     runs = checks[0].result == PASSED
     sources = _sources(gguf, reference)
+    copies = copied(gguf, reference) if reference is not None else frozenset()
     recorded = recorded_hashes(gguf, reference) if reference is not None else None
     with SourceHashes(reference.files if reference is not None and recorded else ()) as hashes:
-        passed = read_through(parts, sources, observer=observer, threads=threads or default_threads(), progress=progress)
+        passed = read_through(
+            parts, sources, copied=copies, observer=observer, threads=threads or default_threads(), progress=progress
+        )
         found = hashes.wait()
     tensors = _tensor_reports(gguf, passed, frozenset(sources if observer is None else passed.sums))
     checks.append(_values(tensors))
@@ -105,9 +120,11 @@ def _verify(
     checks.append(_template(gguf))
     checks += _tokenizer(gguf, folder, runs)
     if reference is not None:
-        checks.append(_source(reference, recorded, found))
-        checks += _compared(gguf, reference)
-    if reference is not None or observer is not None:
+        source = _source(reference, recorded, found)
+        compared = [*_compared(gguf, reference), *_copies(copies, passed), _errors(tensors)]
+        remedy = options_remedy(gguf, wishes or Wishes()) or (_OTHER_SOURCE if source.result == SKIPPED else None)
+        checks += [source, *(replace(check, remedy=remedy) if check.result == FAILED else check for check in compared)]
+    elif observer is not None:
         checks.append(_errors(tensors))
     files = tuple(FileReport(part.path, part.file_bytes, sha256) for part, sha256 in zip(parts, passed.files, strict=True))
     return Verification(path, files, against, tuple(checks), tensors, time.perf_counter() - started)
@@ -115,11 +132,14 @@ def _verify(
 
 def _runs(gguf: GGUFFile) -> Check:
     """Whether llama.cpp runs the model: by its header and tensors, and for families other than llama by trying in a child."""
+    kind = gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind in _NOT_MODELS:
+        return Check("structure", FAILED, *_NOT_MODELS[kind])
     try:
         check_runnable(gguf)
         probe(gguf)
     except TinyEdgeError as error:
-        return Check("structure", FAILED, _without(gguf.path, error.problem))
+        return Check("structure", FAILED, _without(gguf.path, error.problem), error.remedy)
     architecture = gguf.metadata["general.architecture"]
     return Check("structure", PASSED, f"GGUF {gguf.version}, {architecture}, {len(gguf.tensors)} tensors in their places")
 
@@ -205,9 +225,8 @@ def _source(reference: Reference, recorded: list[str] | None, found: list[str]) 
         return Check("source", SKIPPED, "the file does not say that it was made from these files")
     other = [file.path.name for file, *digests in zip(reference.files, recorded, found, strict=False) if len(set(digests)) > 1]
     if other or len(recorded) != len(found):
-        return Check(
-            "source", FAILED, f"the file was made from another {show(other[0] if other else reference.files[0].path.name)}"
-        )
+        name = show(other[0] if other else reference.files[0].path.name)
+        return Check("source", FAILED, f"the file was made from another {name}", _OTHER_SOURCE)
     return Check("source", PASSED, f"{len(found)} files with the checksums that the file records")
 
 
@@ -225,6 +244,18 @@ def _compared(gguf: GGUFFile, reference: Reference) -> list[Check]:
         problems = find(gguf, reference)
         checks.append(Check(name, FAILED, together(problems)) if problems else Check(name, PASSED, good))
     return checks
+
+
+def _copies(copies: frozenset[str], passed: FilePass) -> list[Check]:
+    """Whether the tensors of the source's type are copies of its own; nothing where there are none."""
+    if not copies:
+        return []
+    # In the order of the file.
+    differing = [name for name in passed.tensors if name in passed.differing]
+    if not differing:
+        return [Check("bytes", PASSED, f"all {len(copies)} tensors of the same type as in the source have its bytes")]
+    how_many = "1 tensor differs in its" if len(differing) == 1 else f"{len(differing)} tensors differ in their"
+    return [Check("bytes", FAILED, f"{how_many} bytes: {together([show(name) for name in differing])}")]
 
 
 def _errors(tensors: tuple[TensorReport, ...]) -> Check:
