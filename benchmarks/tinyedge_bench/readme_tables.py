@@ -14,7 +14,7 @@ def families() -> str:
     """The model families and the classes of transformers that they answer to."""
     rows = ["| family | classes | llama.cpp's name |", "|---|---|---|"]
     rows += [
-        f"| {row.family} | {', '.join(f'`{name}`' for name in row.classes)} | {row.gguf_name} |"
+        f"| {row.family} | {', '.join(f'`{name}`' for name in (*row.classes, *row.base_classes))} | {row.gguf_name} |"
         for row in sorted(ARCHITECTURES, key=lambda row: row.family)
     ]
     return "\n".join(rows) + "\n"

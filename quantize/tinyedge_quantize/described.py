@@ -14,7 +14,7 @@ from tinyedge_quantize.layouts.arranged import Arranged
 from tinyedge_quantize.model import Model
 from tinyedge_quantize.recipes import ModelShape
 from tinyedge_quantize.tensors import FLOAT_BYTES, RowOrder, SourceTensor, float_rows, stacked
-from tinyedge_quantize.tokenizer import read_tokenizer
+from tinyedge_quantize.tokenizer import open_tokenizer
 
 # No layer is wider; a longer vector is not read to see whether it is zero.
 _LONGEST_BIAS = 2**20
@@ -28,20 +28,20 @@ def described(checkpoint: Checkpoint, pre_tokenizer: str | None = None) -> Model
     tensors = map_tensors(architecture, arranged, sizes)
     name = _model_name(checkpoint)
     parameters = sum(tensor.rows * tensor.columns for _, tensor in tensors)
-    metadata = {
-        **general_metadata(checkpoint.folder, architecture.gguf_name, parameters, name),
-        **architecture.metadata(arranged.config, sizes),
-        **read_tokenizer(
-            checkpoint.folder,
-            sizes["vocabulary"],
-            arranged.config,
-            pre_tokenizer,
-            vocabulary=architecture.vocabulary,
-            pre_names=architecture.pre_tokenizers,
-        ),
-    }
+    general = general_metadata(checkpoint.folder, architecture.gguf_name, parameters, name)
+    tokenizer = open_tokenizer(
+        checkpoint.folder,
+        sizes["vocabulary"],
+        arranged.config,
+        pre_tokenizer,
+        vocabulary=architecture.vocabulary,
+        pre_names=architecture.pre_tokenizers,
+        name=str(general["general.name"].value),
+    )
+    metadata = {**general, **architecture.metadata(arranged.config, sizes), **tokenizer.entries}
+    warnings = (*architecture.warnings(arranged.config), *tokenizer.warnings)
     shape = ModelShape(sizes["layers"], sizes["heads"], sizes["kv_heads"], architecture.gguf_name)
-    return Model(tuple(tensors), metadata, shape, name, warnings=tuple(architecture.warnings(arranged.config)))
+    return Model(tuple(tensors), metadata, shape, name, warnings=warnings)
 
 
 def _model_name(checkpoint: Checkpoint) -> str:
