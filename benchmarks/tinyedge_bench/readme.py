@@ -76,8 +76,8 @@ def _megabytes(count: int) -> str:
 
 def _one_pass() -> str:
     rows = [
-        "| type | file | tinyedge | cores busy | llama.cpp convert + quantize | ratio | peak memory | theirs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| type | file | tinyedge | llama.cpp convert + quantize | ratio | peak memory | theirs |",
+        "|---|---|---|---|---|---|---|",
     ]
     notes = []
     for name, label in (("one_pass-tuned", "README's build"), ("one_pass-stock", "stock build")):
@@ -88,12 +88,25 @@ def _one_pass() -> str:
                 f"{_megabytes(row['llama_cpp_convert_peak_rss_bytes'])}, {_megabytes(row['llama_cpp_quantize_peak_rss_bytes'])}"
             )
             rows.append(
-                f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {row['busy']:.0%} | {theirs} "
+                f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {theirs} "
                 f"| **{row['ratio']:.2f}** "
                 f"| {_megabytes(row['peak_rss_bytes'])} | {peaks} |"
             )
-        notes.append(f"{label}: medians of {next(iter(result['types'].values()))['runs']} runs in turn")
+        runs = next(iter(result["types"].values()))["runs"]
+        notes.append(f"{label}: medians of {runs} runs in turn, {result['machine']['date']}")
     return "\n".join(rows) + f"\n\n{'; '.join(notes)}. {_machine(kept('one_pass-tuned'))}\n"
+
+
+def _one_pass_types() -> str:
+    result = kept("one_pass-types")
+    rows = ["| type | file | tinyedge | cores busy | peak memory |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {name} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {row['busy']:.0%} "
+        f"| {_megabytes(row['peak_rss_bytes'])} |"
+        for name, row in result["types"].items()
+    ]
+    runs = next(iter(result["types"].values()))["runs"]
+    return "\n".join(rows) + f"\n\nMedians of {runs} runs in turn, start and end included. {_machine(result)}\n"
 
 
 def _runtime() -> str:
@@ -151,6 +164,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inputs": readme_tables.inputs,
     "types": readme_tables.types,
     "one-pass": _one_pass,
+    "one-pass-types": _one_pass_types,
     "runtime": _runtime,
     "second-start": _second_start,
     "speculation": _speculation,
