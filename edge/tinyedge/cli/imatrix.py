@@ -36,7 +36,7 @@ def imatrix(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write.", show_default="imatrix.gguf")
     ] = None,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", min=1, max=MAX_TOKENS, help="Most chunks to read.", show_default="all")
+        int | None, typer.Option("--chunks", callback=within(1, MAX_TOKENS), help="Most chunks to read.", show_default="all")
     ] = None,
     ctx: Annotated[
         int | None,
@@ -56,7 +56,9 @@ def imatrix(
     resume: Annotated[
         bool, typer.Option("--resume/--overwrite", help="Go on with what the output holds of the same, or begin anew.")
     ] = True,
-    save_every: Annotated[int, typer.Option("--save-every", min=1, max=MAX_TOKENS, help="Chunks between two savings.")] = 10,
+    save_every: Annotated[
+        int, typer.Option("--save-every", callback=within(1, MAX_TOKENS), help="Chunks between two savings.")
+    ] = 10,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=512, help="CPU threads.", show_default="performance cores")
     ] = None,

@@ -79,7 +79,7 @@ def quantized(source: Path, title: str, *, quiet: bool = False, type_name: str =
     from tinyedge_quantize.checkpoint import open_checkpoint, weight_paths
 
     weights = weight_paths(source)
-    output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights, type_name)}-{type_name}.gguf"
+    output = cache_folder() / f"{(source.resolve().stem or 'model')[:60]}-{_key(weights)}-{type_name}.gguf"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,7 +125,7 @@ def _claims_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf" or is_gguf(path)
 
 
-def _key(weights: list[Path], type_name: str) -> str:
+def _key(weights: list[Path]) -> str:
     """Changes when the weights or a file beside them change, or with the version of tinyedge or llama-cpp-python."""
     import hashlib
 
@@ -133,7 +133,7 @@ def _key(weights: list[Path], type_name: str) -> str:
 
     folder = weights[0].parent
     beside = sorted(path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.is_file())
-    digest = hashlib.sha256(f"{__version__} {package_version()} {type_name}".encode())
+    digest = hashlib.sha256(f"{__version__} {package_version()}".encode())
     for path in (*weights, *beside):
         facts = path.stat()
         digest.update(f"\0{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
