@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tinyedge.errors import AdapterError, CheckpointError, OutputError
@@ -13,7 +13,7 @@ from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.gguf_source import open_gguf
 from tinyedge_quantize.plan import QuantPlan, Source, make_plan
-from tinyedge_quantize.provenance import SourceHashes, provenance, sha256_of
+from tinyedge_quantize.provenance import SourceHashes, provenance, sha256_of, without_provenance
 from tinyedge_quantize.recipes import Recipe, find_recipe
 from tinyedge_quantize.splits import oversized, split_paths, split_plan
 from tinyedge_quantize.write import Observer, Progress, write
@@ -75,6 +75,7 @@ def plan_conversion(source: Source, recipe: Recipe, wishes: Wishes | None = None
     """The plan with the keys that say what made the file; their hashes are not known yet and zero."""
     wishes = wishes or Wishes()
     plan = make_plan(source, recipe, wishes.pre_tokenizer, wishes.controls)
+    plan = replace(plan, metadata=without_provenance(plan.metadata))
     return plan.with_metadata(provenance(source.files, recipe.name, wishes.options, imatrix_sha256=_imatrix_hash(wishes)))
 
 

@@ -147,6 +147,15 @@ def test_an_imatrix_changes_bytes_and_is_recorded(tmp_path: Path, imatrix: Path)
     assert value(reader, "tinyedge.imatrix.sha256") == hashlib.sha256(imatrix.read_bytes()).hexdigest()
 
 
+def test_what_made_the_source_is_not_said_of_what_is_made_from_it(tmp_path: Path, imatrix: Path) -> None:
+    quantize(tmp_path, "-t", "Q8_0", "--imatrix", imatrix)
+    done = tinyedge("quantize", tmp_path / "out.gguf", "-t", "Q4_0", "-o", tmp_path / "again.gguf")
+    assert done.returncode == 0, done.stderr
+    fields = gguf.GGUFReader(tmp_path / "again.gguf").fields
+    assert "tinyedge.imatrix.sha256" not in fields
+    assert fields["tinyedge.recipe"].contents() == "Q4_0"
+
+
 def test_an_imatrix_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     sums = SquareSums(np.ones(64, np.float32), np.array([1], np.int64))

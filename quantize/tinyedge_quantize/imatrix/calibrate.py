@@ -24,7 +24,6 @@ from tinyedge.native.model import Model
 from tinyedge_quantize.imatrix.file import write_imatrix
 from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Counts, Floats, Imatrix, SquareSums
 
-SMALLEST_CHUNK = FEWEST_ROWS
 _LOGIT_BYTES = 64 << 20  # of one decode: the rows of a vocabulary of 32000 for BATCH_TOKENS tokens
 _ROWS_AT_ONCE = 16  # of logits, when their softmax is taken
 _NOTES = ("model", "tokens", "chunks", "nll", "nll2", "predicted", "output", "merged")

@@ -29,7 +29,6 @@ from tinyedge_quantize.strangers import show
 from tinyedge_quantize.tensors import Bytes, ConstantRows, RowOrder, SourceTensor, float_rows
 from tinyedge_quantize.write import write
 
-TYPES = ("F32", "F16", "BF16")
 _MERGE = "merge it into the weights with `tinyedge quantize BASE --lora ADAPTER`"
 _EMBEDDING = "token_embd.weight"
 
