@@ -239,3 +239,38 @@ class RequantizeError(TinyEdgeError):
 
     exit_code = 33
     default_remedy = "give the original checkpoint, or accept the loss with --allow-requantize"
+
+
+class ResultFileError(TinyEdgeError):
+    """A file of results that is damaged, of an older schema, or holds nothing to show or compare."""
+
+    exit_code = 34
+    default_remedy = "measure again with `tinyedge bench` or `tinyedge eval`"
+
+
+class TaskFileError(TinyEdgeError):
+    """A file of questions that is malformed, with the line that is."""
+
+    exit_code = 35
+    default_remedy = "give the file as its benchmark publishes it"
+
+
+class EvaluationError(TinyEdgeError):
+    """A text, a base model or a set of questions that this model cannot be measured with."""
+
+    exit_code = 36
+    default_remedy = "give a longer text, or a base with the same vocabulary"
+
+
+class PeerError(TinyEdgeError):
+    """A program to measure beside that is not installed, or failed."""
+
+    exit_code = 37
+    default_remedy = "install it, or leave --peer out"
+
+
+class SlowerError(TinyEdgeError):
+    """A comparison that fell below the ratio it was to hold."""
+
+    exit_code = 38
+    default_remedy = "look for what changed, or lower --fail-below"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_gguf import tiny_parts, write
 
-from tinyedge_bench.second_start import QUESTION_TOKENS, Start, measure, prompt_phase, rows
+from tinyedge_bench.suite.second_start import QUESTION_TOKENS, Start, measure, prompt_phase, rows
 
 
 def test_every_start_after_the_first_restores_the_whole_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tinyedge.native.model import Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
 from tinyedge.speculation import Speculator
-from tinyedge_bench.speculation import Edit, ScriptedContext, Speeds, edit_speeds, summary
+from tinyedge_bench.suite.speculation import Edit, ScriptedContext, Speeds, edit_speeds, summary
 
 # Rows of a pass and its time in single steps, as measured.
 TWO_CORES = ((1, 1.0), (4, 3.1), (16, 6.5), (17, 7.0))

@@ -12,7 +12,7 @@ from tinyedge.backends import Request, choose, this_machine
 from tinyedge.gguf_file import read_gguf
 from tinyedge.model_facts import describe_model
 from tinyedge.native.context import Context
-from tinyedge_bench.speed import Run, Summary, Workload, measure, summarise, workloads
+from tinyedge_bench.speed.measure import Run, Summary, Workload, measure, summarise, workloads
 
 PP, TG = Workload("pp", 512), Workload("tg", 128)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
+from tinyedge_bench.suite.random_checkpoint import LlamaShape, demo_tokenizer
 from tinyedge_quantize.containers.safetensors_file import read_safetensors
 from tinyedge_quantize.layouts.arranged import StateDict
 from tinyedge_quantize.quantized import dequantized

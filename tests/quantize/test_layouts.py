@@ -16,7 +16,7 @@ import pytest
 import torch_saves as ts
 
 from tinyedge.errors import CheckpointError, TensorMismatchError
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer
+from tinyedge_bench.suite.random_checkpoint import LlamaShape, demo_tokenizer
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.described import interleaved_rotary_rows

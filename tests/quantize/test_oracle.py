@@ -10,7 +10,7 @@ import pytest
 from gguf_comparison import assert_same_gguf
 
 from tinyedge.cli.models import demo_checkpoint
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.convert import convert
 from tinyedge_quantize.recipes import RECIPES
 

@@ -11,7 +11,7 @@ from gguf_comparison import assert_same_gguf
 from quantize_reference import llama_quantize
 
 from tinyedge.gguf_file import read_gguf
-from tinyedge_bench.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.controls.options import make_controls
 from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.convert import Wishes, convert

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tinyedge import errors
-from tinyedge_bench.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")
 TINY = SHAPES["tiny"]

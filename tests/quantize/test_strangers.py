@@ -14,7 +14,7 @@ import pytest
 import torch_saves as ts
 
 from tinyedge import errors
-from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.tokenizer import read_tokenizer
 
 # Half a gigabyte of address space beyond what Python, numpy and the library map: enough for any honest small checkpoint.

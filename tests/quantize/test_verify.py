@@ -25,7 +25,7 @@ from tinyedge.ggml_types import type_named
 from tinyedge.gguf_file import read_gguf
 from tinyedge.llama_check import MATRIX_TYPES
 from tinyedge.native import quantize as native
-from tinyedge_bench.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.controls.options import make_controls
 from tinyedge_quantize.convert import Wishes, convert

@@ -18,7 +18,7 @@ from lora_adapters import pair, write_adapter_folder
 
 from tinyedge.cli.verify import describe, report_lines
 from tinyedge.errors import VerificationError
-from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.controls.options import make_controls
 from tinyedge_quantize.convert import Wishes, convert
 from tinyedge_quantize.lora import open_adapter

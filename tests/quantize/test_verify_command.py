@@ -14,7 +14,7 @@ import gguf
 import pytest
 
 from tinyedge import errors
-from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.convert import convert
 
 TINYEDGE = Path(sys.executable).with_name("tinyedge")

@@ -10,6 +10,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tinyedge.cli import (
     bench,
@@ -52,7 +53,19 @@ _SYSTEM_REMEDIES = {
 # click's UsageError, from whichever click this typer uses: newer ones carry their own.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
+
+class _Commands(TyperGroup):
+    """Commands of one word, some of which have others of two beside them: `bench` and `bench compare`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        words = " ".join(args[:2])
+        if len(args) > 1 and self.get_command(ctx, words) is not None:
+            return super().resolve_command(ctx, [words, *args[2:]])
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -26,7 +26,7 @@ from tinyedge.cli.output import (
 if TYPE_CHECKING:
     from tinyedge.backends import LoadPlan, Machine
     from tinyedge.model_facts import ModelFacts
-    from tinyedge_bench.speed import Summary
+    from tinyedge_bench.speed.measure import Summary
 
 _EXAMPLES = """\b
 Examples:
@@ -59,7 +59,7 @@ def bench(
     from tinyedge.cli.models import resolve_model
     from tinyedge.model_probe import runnable_facts
     from tinyedge.native import log
-    from tinyedge_bench.speed import measure, summarise, workloads
+    from tinyedge_bench.speed.measure import measure, summarise, workloads
 
     tests = workloads(prompt, generate)
     if not tests:

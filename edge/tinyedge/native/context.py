@@ -35,7 +35,8 @@ class ContextSettings:
 
     `kv_type` is a ggml type that llama.cpp has attention kernels for; a quantized one needs flash attention. `affinity`
     are the CPUs that the threads may run on, all when empty. `rope_scale` is the factor by which the context is stretched.
-    `embeddings` makes a context that gives the mean hidden state of its text in place of logits.
+    `embeddings` makes a context that gives the mean hidden state of its text in place of logits. `sequences` texts share the
+    `context` tokens of room: in equal parts, or `unified`, when each takes what it needs and a beginning can be held in common.
     """
 
     context: int
@@ -50,6 +51,8 @@ class ContextSettings:
     rope_scale: float | None = None
     outputs: int = 1
     embeddings: bool = False
+    sequences: int = 1
+    unified: bool = False
 
 
 class Context(Handle):
@@ -104,6 +107,7 @@ class Context(Handle):
             parameters.rope_scaling_type = ROPE_SCALINGS[settings.rope_scaling]
         if settings.rope_scale is not None:
             parameters.rope_freq_scale = 1.0 / settings.rope_scale
+        parameters.n_seq_max, parameters.kv_unified = settings.sequences, settings.unified
         if settings.embeddings:
             parameters.embeddings, parameters.pooling_type = True, _POOL_MEAN
         elif hasattr(parameters, "n_outputs_max"):  # older releases have no such field

@@ -1,8 +1,8 @@
 """The runtime beside its references, in turn: generation speed, Python's share of a token, start-up, first token.
 
-    python -m tinyedge_bench.runtime MODEL.gguf --llama-cpp-bin DIR [--runs 7] [--threads N] [--keep NAME]
+    python -m tinyedge_bench.suite.runtime MODEL.gguf --llama-cpp-bin DIR [--runs 7] [--threads N] [--keep NAME]
 
-MODEL should be large enough that generation is bound by memory: quantize the checkpoint that tinyedge_bench.random_checkpoint
+MODEL should be large enough that generation is bound by memory: quantize the checkpoint that tinyedge_bench.suite.random_checkpoint
 makes.
 """
 
@@ -26,7 +26,7 @@ from tinyedge.native.context import Context
 from tinyedge.native.model import Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
-from tinyedge_bench.random_checkpoint import demo_tokenizer
+from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
 from tinyedge_bench.results import keep, run_command
 from tinyedge_quantize.convert import convert
 

@@ -1,6 +1,6 @@
 """What the cache of system prompts saves at the second start: the prompt phase with it and without, in turn.
 
-    python -m tinyedge_bench.second_start MODEL.gguf [--tokens 500] [--runs 5] [--threads N] [--keep NAME]
+    python -m tinyedge_bench.suite.second_start MODEL.gguf [--tokens 500] [--runs 5] [--threads N] [--keep NAME]
 
 The prompt phase runs from the loaded model to the first token of the answer to a question behind a system prompt of that many
 tokens. Each one is in a process of its own, as a second start is, so finding the entry, checking it and naming the model are
@@ -90,7 +90,7 @@ def measure(model: Path, threads: int, tokens: int, runs: int) -> dict[str, Any]
 
 def _in_a_process(model: Path, threads: int, tokens: int, cache: str | None) -> Start:
     options = ["--threads", str(threads), "--tokens", str(tokens), "--one", cache or ""]
-    command = [sys.executable, "-m", "tinyedge_bench.second_start", str(model), *options]
+    command = [sys.executable, "-m", "tinyedge_bench.suite.second_start", str(model), *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
     return Start(**json.loads(done.stdout))
 

@@ -1,6 +1,6 @@
 """The boards' wheels: size, time to build and to prove, and which CPU variant each processor gets.
 
-    python -m tinyedge_bench.board_wheels [--keep NAME]
+    python -m tinyedge_bench.suite.board_wheels [--keep NAME]
 
 Builds with an empty cache of builds, then asks for the same again. The download of the sources and of the emulator's Debian is
 in neither: the times are the compiler's and the proof's.

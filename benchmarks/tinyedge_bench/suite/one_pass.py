@@ -1,6 +1,6 @@
 """Quantizing in one pass against llama.cpp's two steps: time, peak memory, sizes, in turn on one machine.
 
-    python -m tinyedge_bench.one_pass [--checkpoint DIR] [--runs 3] [--types Q4_K_M,Q8_0,Q6_K,IQ4_XS,Q4_K_M+imatrix]
+    python -m tinyedge_bench.suite.one_pass [--checkpoint DIR] [--runs 3] [--types Q4_K_M,Q8_0,Q6_K,IQ4_XS,Q4_K_M+imatrix]
         [--llama-cpp-bin DIR] [--llama-cpp-convert convert_hf_to_gguf.py] [--keep NAME]
 
 Without --checkpoint a TinyLlama-1.1B-shaped one with random weights is made (2.2 GB). `--llama-cpp-bin` is the folder that
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyedge_bench.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
+from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_bench.results import Finished, keep, median, run_command
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.imatrix.file import write_imatrix

@@ -1,6 +1,6 @@
 """Makes checkpoints with random weights, for what does not depend on the weights: size, memory and speed.
 
-python -m tinyedge_bench.random_checkpoint OUT [--shape tinyllama-1.1b] [--tokenizer tokenizer.model] [--seed 0]
+python -m tinyedge_bench.suite.random_checkpoint OUT [--shape tinyllama-1.1b] [--tokenizer tokenizer.model] [--seed 0]
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Other programs measured beside tinyedge, in turn with it: one file each."""

@@ -1,0 +1,1 @@
+"""How well a model predicts: perplexity, divergence from a base, questions with answers to choose from."""

@@ -1,0 +1,1 @@
+"""Tokens per second and what stands beside them: the sweeps of `tinyedge bench`."""

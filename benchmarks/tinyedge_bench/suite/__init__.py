@@ -1,0 +1,1 @@
+"""The project's own suite: what suite.toml names, each with its comparison."""
