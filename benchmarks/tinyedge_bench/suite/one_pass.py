@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_bench.results import Finished, keep, median, run_command
+from tinyedge_bench.suite.random_checkpoint import SHAPES, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.checkpoint import open_checkpoint
 from tinyedge_quantize.imatrix.file import write_imatrix
 from tinyedge_quantize.imatrix.importance import DEFAULT_CHUNK, Imatrix, SquareSums

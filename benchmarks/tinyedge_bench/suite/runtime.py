@@ -2,7 +2,7 @@
 
     python -m tinyedge_bench.suite.runtime MODEL.gguf --llama-cpp-bin DIR [--runs 7] [--threads N] [--keep NAME]
 
-MODEL should be large enough that generation is bound by memory: quantize the checkpoint that tinyedge_bench.suite.random_checkpoint
+MODEL should be large enough that generation is bound by memory: quantize the checkpoint that suite.random_checkpoint
 makes.
 """
 
@@ -26,8 +26,8 @@ from tinyedge.native.context import Context
 from tinyedge.native.model import Model
 from tinyedge.native.sampler import Sampler
 from tinyedge.sampling import Sampling
-from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
 from tinyedge_bench.results import keep, run_command
+from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
 from tinyedge_quantize.convert import convert
 
 PROMPT = "Once upon a time"

@@ -1,9 +1,9 @@
 """What drafts from the text so far (--lookup) bring when a text is edited, beside plain decoding.
 
-    python -m tinyedge_bench.suite.speculation MODEL.gguf [--runs 5] [--threads N] [--tokens 400] [--edited 0 2 5 10 100] [--keep]
+    python -m tinyedge_bench.suite.speculation MODEL.gguf [--runs 5] [--threads N]
+        [--tokens 400] [--edited 0 2 5 10 100] [--keep]
 
-MODEL is meant to have the shape of TinyLlama 1.1B, with random weights (tinyedge_bench.suite.random_checkpoint). Such a model edits
-nothing, so what it says is scripted: after each pass, at each row, the logit of the token that the script has at the row's
+MODEL is meant to have the shape of TinyLlama 1.1B, with random weights (suite.random_checkpoint). Such a model edits nothing, so what it says is scripted: after each pass, at each row, the logit of the token that the script has at the row's
 position is raised above all others. All else is real: the passes, the logits of the other tokens, the sampler that takes the
 likeliest token, the drafter, and the checks of what it guessed. Both ways of decoding say the same text.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.cli.chat_files import keep_text, read_system_prompt
-from tinyedge.cli.output import late_progress, status
 from tinyedge.cli.generation_report import STOP_WORDS, Report
+from tinyedge.cli.output import late_progress, status
 from tinyedge.cli.text import remark, text_writer
 
 if TYPE_CHECKING:

@@ -149,8 +149,8 @@ def _sampling_for(path: Path, options: SamplingOptions) -> Sampling:
 def generate(path: Path, request: Request, wanted: Generation) -> None:
     """Runs the GGUF file at `path` and prints text and report. Raises SystemExit(130) after Ctrl-C."""
     from tinyedge.backends import this_machine
-    from tinyedge.cli.load_options import tell, tell_locked
     from tinyedge.cli.generation_report import Report, likelihood_lines, report_object
+    from tinyedge.cli.load_options import tell, tell_locked
     from tinyedge.engine import DRAFT_ROWS, Engine
     from tinyedge.machine.throttle_watch import ThrottleWatch
     from tinyedge.model_probe import runnable_facts
