@@ -36,7 +36,7 @@ TOKENS = 128
 BARE_SCRIPT = (
     "import sys; from llama_cpp import Llama\n"
     "model = Llama(sys.argv[1], n_ctx=2048, n_threads=int(sys.argv[2]), verbose=False)\n"
-    "print(model.create_completion(sys.argv[3], max_tokens=1)['choices'][0]['text'])\n"
+    "print(model.create_completion(sys.argv[3], max_tokens=int(sys.argv[4]))['choices'][0]['text'])\n"
 )
 _OVERHEAD_TOKENS = 300
 
@@ -54,12 +54,6 @@ def _run_speed(model: Path, threads: int) -> float:
     return float(report["generated_tokens_per_s"])
 
 
-def _bench_speed(model: Path, threads: int) -> float:
-    """Tokens/s of `tinyedge bench`."""
-    command = [sys.executable, "-m", "tinyedge", "bench", str(model), "-p", "0", "-n", str(TOKENS), "-r", "1", "--json"]
-    return float(_json([*command, "--threads", str(threads)])["results"][0]["median_tokens_per_s"])
-
-
 def _llama_bench_speed(folder: Path, model: Path, threads: int) -> float:
     command = [str(folder / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(TOKENS), "-r", "1", "-o", "json"]
     return float(_json([*command, "-t", str(threads)])[0]["avg_ts"])
@@ -67,11 +61,10 @@ def _llama_bench_speed(folder: Path, model: Path, threads: int) -> float:
 
 def generation(model: Path, folder: Path, threads: int, runs: int) -> dict[str, list[float]]:
     """Tokens/s of each, one run of each in turn."""
-    speeds: dict[str, list[float]] = {"run": [], "bench": [], "llama-bench": []}
+    speeds: dict[str, list[float]] = {"run": [], "llama-bench": []}
     for _ in range(runs):
         speeds["llama-bench"].append(_llama_bench_speed(folder, model, threads))
         speeds["run"].append(_run_speed(model, threads))
-        speeds["bench"].append(_bench_speed(model, threads))
     return speeds
 
 
@@ -104,7 +97,7 @@ def _native_seconds(model: Model, plan: LoadPlan, count: int) -> float:
 
 def start_up(model: Path, threads: int, runs: int) -> dict[str, list[float]]:
     """Seconds from the shell: the help page, the first token, and the first token of a bare script over llama_cpp."""
-    script = [sys.executable, "-c", BARE_SCRIPT, str(model), str(threads), PROMPT]
+    script = [sys.executable, "-c", BARE_SCRIPT, str(model), str(threads), PROMPT, "1"]
     tinyedge = str(Path(sys.executable).with_name("tinyedge"))
     first = [tinyedge, "run", str(model), "-p", PROMPT, "-n", "1", "--threads", str(threads)]
     seconds: dict[str, list[float]] = {"help": [], "first": [], "bare": []}
@@ -134,12 +127,6 @@ def summary(
             "ours": f"{middle(speeds['run']):.1f} tokens/s",
             "beside": theirs,
             "ratio": ratio(speeds["run"], speeds["llama-bench"]),
-        },
-        {
-            "what": f"generation, `tinyedge bench`, {threads} threads",
-            "ours": f"{middle(speeds['bench']):.1f} tokens/s",
-            "beside": theirs,
-            "ratio": ratio(speeds["bench"], speeds["llama-bench"]),
         },
         {
             "what": "from the shell to the first token, file in the page cache",

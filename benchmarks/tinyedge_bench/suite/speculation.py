@@ -6,10 +6,11 @@
 MODEL is meant to have the shape of TinyLlama 1.1B, with random weights (suite.random_checkpoint). Such a model edits nothing,
 so what it says is scripted: after each pass, at each row, the logit of the token that the script has at the row's position is
 raised above all others. All else is real: the passes, the logits of the other tokens, the sampler that takes the likeliest
-token, the drafter, and the checks of what it guessed. Both ways of decoding say the same text.  The prompt is a text of words
-drawn by Zipf's law, and the script is that text with a share of its places edited: a word replaced, left out or put in. That
-share controls how many guesses come true. The raised token leads by far, so no guess is doubted: a real model that hesitates
-now and then under greedy sampling gains less (see tinyedge.exactness).
+token, the drafter, and the checks of what it guessed. Both ways of decoding say the same text.
+
+The prompt is a text of words drawn by Zipf's law, and the script is that text with a share of its places edited: a word
+replaced, left out or put in. That share controls how many guesses come true. The raised token leads by far, so no guess is
+doubted: a real model that hesitates now and then under greedy sampling gains less (see tinyedge.exactness).
 """
 
 from __future__ import annotations
