@@ -13,6 +13,7 @@
 #   TINYEDGE_LLAMA_INDEX=URL        take a prebuilt one from this package index
 #   TINYEDGE_CMAKE_ARGS="..."       add to llama.cpp's build, e.g. -DGGML_CUDA=on
 #   TINYEDGE_TORCH=VERSION          (test) also install torch and transformers and compare with them
+#   TINYEDGE_BROWSER=1              (test) also fetch a Chromium, where root may install Debian's, and look at reports in it
 #   TINYEDGE_EMULATION=1            (test) also build the boards' wheels and run them under qemu, many minutes the first time
 set -eu
 start=$PWD
@@ -158,6 +159,18 @@ PY
     export TINYEDGE_LLAMA_SOURCE
 }
 
+# A browser for the tests of reports; they are skipped without one.
+install_browser() {
+    for browser in chromium chromium-browser google-chrome; do
+        command -v "$browser" >/dev/null && return
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing chromium"
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
+            say "chromium could not be installed: the tests of reports in a browser are skipped"
+    fi
+}
+
 case ${1:-} in
 install)
     install
@@ -170,6 +183,7 @@ demo)
     ;;
 test)
     install "[test,targets]"
+    [ -z "${TINYEDGE_BROWSER:-}" ] || install_browser
     if [ -n "${TINYEDGE_TORCH:-}" ]; then
         .venv/bin/pip install --quiet "torch==$TINYEDGE_TORCH"
         .venv/bin/pip install --quiet --editable ".[reference]"
@@ -181,7 +195,7 @@ test)
     .venv/bin/pytest
     ;;
 *)
-    sed -n '2,17s/^# \{0,1\}//p' setup.sh >&2
+    sed -n '2,18s/^# \{0,1\}//p' setup.sh >&2
     exit 2
     ;;
 esac

@@ -17,9 +17,8 @@ import tempfile
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tinyedge_bench import readme_tables
+from tinyedge_bench import readme_figures, readme_tables
 from tinyedge_bench.results import RESULTS, keep, kept
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,105 +69,20 @@ def _output(name: str) -> str:
     return f"```console\n$ {kept_output['command']}\n{kept_output['output'].rstrip()}\n```\n"
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"
-
-
-def _one_pass() -> str:
-    rows = [
-        "| type | file | tinyedge | llama.cpp convert + quantize | ratio | peak memory | theirs |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    notes = []
-    for name, label in (("one_pass-tuned", "README's build"), ("one_pass-stock", "stock build")):
-        result = kept(name)
-        for type_name, row in result["types"].items():
-            theirs = f"{row['llama_cpp_convert_seconds']:.1f} s + {row['llama_cpp_quantize_seconds']:.1f} s"
-            peaks = (
-                f"{_megabytes(row['llama_cpp_convert_peak_rss_bytes'])}, {_megabytes(row['llama_cpp_quantize_peak_rss_bytes'])}"
-            )
-            rows.append(
-                f"| {type_name}, {label} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {theirs} "
-                f"| **{row['ratio']:.2f}** "
-                f"| {_megabytes(row['peak_rss_bytes'])} | {peaks} |"
-            )
-        runs = next(iter(result["types"].values()))["runs"]
-        notes.append(f"{label}: medians of {runs} runs in turn, {result['machine']['date']}")
-    return "\n".join(rows) + f"\n\n{'; '.join(notes)}. {_machine(kept('one_pass-tuned'))}\n"
-
-
-def _one_pass_types() -> str:
-    result = kept("one_pass-types")
-    rows = ["| type | file | tinyedge | cores busy | peak memory |", "|---|---|---|---|---|"]
-    rows += [
-        f"| {name} | {row['bytes']:,} bytes | {row['seconds']:.1f} s | {row['busy']:.0%} "
-        f"| {_megabytes(row['peak_rss_bytes'])} |"
-        for name, row in result["types"].items()
-    ]
-    runs = next(iter(result["types"].values()))["runs"]
-    return "\n".join(rows) + f"\n\nMedians of {runs} runs in turn, start and end included. {_machine(result)}\n"
-
-
-def _runtime() -> str:
-    result = kept("runtime")
-    rows = ["| what | tinyedge | beside it | ratio |", "|---|---|---|---|"]
-    rows += [f"| {row['what']} | {row['ours']} | {row['beside']} | {row['ratio']} |" for row in result["rows"]]
-    return "\n".join(rows) + f"\n\nMedians of {result['runs']} runs in turn. {_machine(result)}\n"
-
-
-def _second_start() -> str:
-    result = kept("second_start")
-    rows = ["| what | without | with | ratio |", "|---|---|---|---|"]
-    rows += [f"| {row['what']} | {row['without']} | {row['with']} | {row['ratio']} |" for row in result["rows"]]
-    return "\n".join(rows) + f"\n\nMedians of {result['runs']} starts of each in turn. {_machine(result)}\n"
-
-
-def _speculation() -> str:
-    result = kept("speculation")
-    rows = ["| what | plain | with `--lookup` | ratio | accepted |", "|---|---|---|---|---|"]
-    rows += [
-        f"| {row['what']} | {row['plain']} | {row['lookup']} | {row['ratio']} | {row['acceptance']} |" for row in result["rows"]
-    ]
-    return "\n".join(rows) + f"\n\nMedians of {result['runs']} runs of each in turn. {_machine(result)}\n"
-
-
-def _wheels() -> str:
-    result = kept("board_wheels")
-    rows = [
-        "| wheel | size | build | proof | on each processor: CPU variant, worst mean KL divergence, time |",
-        "|---|---|---|---|---|",
-    ]
-    for title, row in result["wheels"].items():
-        trials = "; ".join(
-            f"{trial['cpu']}: {trial['variant'] + ', ' if trial['variant'] else ''}"
-            f"{trial['worst_mean_kl']:.1e}, {trial['seconds']:.0f} s"
-            for trial in row["trials"]
-        )
-        figures = f"{row['bytes'] / 1e6:.1f} MB | {row['build_seconds'] / 60:.1f} min | {row['proof_seconds']:.0f} s"
-        rows.append(f"| {title} | {figures} | {trials} |")
-    again = [row["again_seconds"] for row in result["wheels"].values()]
-    notes = (
-        "One run each; the build with an empty cache, the proof with the emulator's Debian in place. "
-        f"Asked for again, each took {min(again):.0f} to {max(again):.0f} s, the proof included."
-    )
-    return "\n".join(rows) + f"\n\n{notes} {next(iter(result['wheels'].values()))['compiler']}, {_machine(result)}\n"
-
-
-def _machine(result: dict[str, Any]) -> str:
-    facts = result["machine"]
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, {facts['versions'][1]}, {facts['date']}."
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "families": readme_tables.families,
     "inputs": readme_tables.inputs,
     "types": readme_tables.types,
-    "one-pass": _one_pass,
-    "one-pass-types": _one_pass_types,
-    "runtime": _runtime,
-    "second-start": _second_start,
-    "speculation": _speculation,
-    "wheels": _wheels,
+    "one-pass": readme_figures.one_pass,
+    "one-pass-types": readme_figures.one_pass_types,
+    "speed": readme_figures.speed,
+    "depth": readme_figures.depth,
+    "runtime": readme_figures.runtime,
+    "memory": readme_figures.memory,
+    "quality": readme_figures.quality,
+    "second-start": readme_figures.second_start,
+    "speculation": readme_figures.speculation,
+    "wheels": readme_figures.wheels,
     **{f"output-{name}": partial(_output, name) for name in COMMANDS},
 }
 
