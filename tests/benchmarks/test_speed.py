@@ -1,93 +1,224 @@
-"""The arithmetic of the speed report, and that a measurement does what llama-bench does."""
+"""A measurement does what llama-bench does, and its rows say it in llama-bench's words."""
 
 from __future__ import annotations
 
-import statistics
+import mmap
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_gguf import tiny_parts, write
 
 from tinyedge.backends import Request, choose, this_machine
+from tinyedge.ceiling import bytes_per_token, kv_bytes_per_token
 from tinyedge.gguf_file import read_gguf
-from tinyedge.model_facts import describe_model
+from tinyedge.load_plan import LoadPlan
+from tinyedge.machine.bandwidth import Bandwidth
+from tinyedge.machine.energy import Energy
+from tinyedge.machine.throttle_watch import RunConditions
+from tinyedge.model_facts import ModelFacts, describe_model
 from tinyedge.native.context import Context
-from tinyedge_bench.speed.measure import Run, Summary, Workload, measure, summarise, workloads
+from tinyedge.native.sequences import SequenceContext
+from tinyedge_bench.speed.cases import Case
+from tinyedge_bench.speed.ceilings import Ceilings, step_bytes
+from tinyedge_bench.speed.conditions import Observed
+from tinyedge_bench.speed.loads import measure_load
+from tinyedge_bench.speed.page_cache import forget
+from tinyedge_bench.speed.quick import quick_speed
+from tinyedge_bench.speed.rows import Engine, Subject, Timed, row
+from tinyedge_bench.speed.runs import Runs, Sample, open_model
+from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
+from tinyedge_quantize.convert import convert
 
-PP, TG = Workload("pp", 512), Workload("tg", 128)
-
-
-def test_names_are_llama_benchs() -> None:
-    assert (PP.name, TG.name) == ("pp512", "tg128")
-
-
-def test_a_test_of_no_tokens_is_left_out() -> None:
-    assert workloads(512, 128) == (PP, TG)
-    assert workloads(0, 128) == (TG,)
-    assert workloads(512, 0) == (PP,)
-    assert workloads(0, 0) == ()
-
-
-def test_runs_are_grouped_by_test_and_threads_in_order() -> None:
-    runs = [Run(PP, 1, 2.0), Run(TG, 1, 4.0), Run(PP, 2, 1.0), Run(PP, 1, 4.0)]
-    assert summarise(runs) == (
-        Summary(PP, 1, (256.0, 128.0)),
-        Summary(TG, 1, (32.0,)),
-        Summary(PP, 2, (512.0,)),
-    )
-
-
-def test_spread_is_that_of_a_sample() -> None:
-    summary = Summary(TG, 2, (10.0, 12.0, 17.0))
-    assert (summary.median, summary.mean) == (12.0, 13.0)
-    assert summary.stddev == pytest.approx(((9 + 1 + 16) / 2) ** 0.5)
-    assert Summary(TG, 2, (10.0,)).stddev == 0.0
-
-
-def test_noise_and_few_runs_are_said() -> None:
-    assert Summary(TG, 2, (100.0, 101.0, 102.0)).warning is None
-    assert "runs differ by 20% (90.0 to 110.0)" in str(Summary(TG, 2, (90.0, 100.0, 110.0)).warning)
-    assert "fewer than 3 runs" in str(Summary(TG, 2, (100.0, 100.0)).warning)
+# What llama-bench (llama.cpp 0c1e570) printed for -p 16 -n 0 -r 2 -t 1 -o json on the demo checkpoint in F16.
+RECORDED = {
+    "model_type": "llama ?B F16",
+    "model_size": 7678976,
+    "model_n_params": 3836672,
+    "n_ubatch": 512,
+    "n_threads": 1,
+    "type_k": "f16",
+    "type_v": "f16",
+    "flash_attn": -1,
+    "n_prompt": 16,
+    "n_gen": 0,
+    "n_depth": 0,
+    "avg_ns": 2904493,
+    "avg_ts": 5508.879756,
+    "stddev_ts": 43.787260,
+    "samples_ns": [2888169, 2920818],
+    "samples_ts": [5539.84, 5477.92],
+}
+SEEN = Observed(conditions=RunConditions(seconds=1.0), energy=Energy(joules=None, seconds=1.0, reason="no sensor"))
 
 
-def test_every_run_begins_empty_and_processes_all_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "tiny.gguf", tiny_parts())
-    facts, machine = describe_model(read_gguf(path)), this_machine()
-    plans = [choose(facts, Request(backend="cpu", context=16, threads=threads), machine) for threads in (1, 2)]
-    calls: list[object] = []
-    decode, decode_all, clear = Context.decode, Context.decode_all, Context.clear
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(demo_tokenizer().parent, tmp_path_factory.mktemp("speed") / "demo.gguf", "F16").path
 
-    def note_one(context: Context, token: int) -> None:
-        calls.append(token)
+
+@pytest.fixture(scope="module")
+def facts(model: Path) -> ModelFacts:
+    return describe_model(read_gguf(model))
+
+
+@pytest.fixture(scope="module")
+def plan(facts: ModelFacts) -> LoadPlan:
+    return choose(facts, Request(backend="cpu", threads=1, context=256), this_machine())
+
+
+def _timed(case: Case, *seconds: float, first: float | None = None) -> Timed:
+    timed = Timed(case=case, engine=Engine(name="tinyedge", version="1", ours=True), batch=512, gpu_layers=0)
+    for each in seconds:
+        timed.add(Sample(each, first), SEEN)
+    return timed
+
+
+def test_a_row_has_llama_benchs_values_for_the_same_runs(model: Path, facts: ModelFacts, plan: LoadPlan) -> None:
+    with open_model(model, plan) as opened:
+        subject = Subject(filename=model.name, description=opened.description, facts=facts)
+    timed = _timed(Case(prompt=16, generate=0, threads=1), 2888169e-9, 2920818e-9, first=0.003)
+    found = row(timed, subject, Ceilings())
+    numbers = {key: value for key, value in RECORDED.items() if isinstance(value, (int, float, list))}
+    assert {key: found[key] for key in RECORDED.keys() - numbers.keys()} == {
+        key: value for key, value in RECORDED.items() if key not in numbers
+    }
+    for key, value in numbers.items():
+        assert found[key] == pytest.approx(value, rel=1e-6), key
+    assert (found["test"], found["backends"], found["ttft_ns"]) == ("pp16", "cpu", 3_000_000)
+    assert found["energy_note"] == "no sensor"
+    assert "fewer than 3 runs" in found["warnings"][0]
+
+
+CASES = (
+    Case(prompt=20, generate=0, threads=1),
+    Case(prompt=0, generate=3, threads=1),
+    Case(prompt=20, generate=3, threads=1),
+    Case(prompt=20, generate=3, depth=30, threads=1),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.name))
+def test_a_run_decodes_what_llama_benchs_does(
+    model: Path, facts: ModelFacts, plan: LoadPlan, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[int]] = []
+    decode, decode_all = Context.decode, Context.decode_all
+
+    def one(context: Context, token: int) -> None:
+        calls.append([context.length, token])
         decode(context, token)
 
-    def note_all(context: Context, tokens: list[int]) -> None:
-        calls.append(list(tokens))
+    def many(context: Context, tokens: list[int]) -> None:
+        calls.append([context.length, *tokens])
         decode_all(context, tokens)
 
-    def note_clear(context: Context) -> None:
-        calls.append("clear")
-        clear(context)
+    monkeypatch.setattr(Context, "decode", one)
+    monkeypatch.setattr(Context, "decode_all", many)
+    with open_model(model, plan) as opened, Runs(opened, facts, plan, [case]) as runs:
+        runs.prepare(case)
+        warm_up, timed = calls[:], []
+        for _ in range(2):
+            calls.clear()
+            sample = runs.sample(case)
+            timed.append(calls[:])
+    assert timed[0] == timed[1]
+    prompts = [call for call in timed[0] if len(call) > 2]
+    steps = [call for call in timed[0] if len(call) == 2]
+    assert [len(call) - 1 for call in prompts] == ([case.prompt] if case.prompt else [])
+    assert [call[0] for call in steps] == [case.depth + case.prompt + index for index in range(case.generate)]
+    begins = [call[:2] for call in timed[0] if call[0] in (case.depth, case.depth + case.prompt)]
+    assert all(call[1] == 1 for call in begins), "BOS begins the prompt and the generation"
+    assert warm_up == [*prompts, *steps[:1]], "the whole prompt and one token"
+    assert 0 < sample.seconds < 60
+    assert (sample.first_token_s is None) == (case.prompt == 0)
+    if case.prompt and not case.generate:
+        assert sample.first_token_s is not None
+        assert sample.first_token_s > sample.seconds
 
-    monkeypatch.setattr(Context, "decode", note_one)
-    monkeypatch.setattr(Context, "decode_all", note_all)
-    monkeypatch.setattr(Context, "clear", note_clear)
-    runs = list(measure(path, plans, workloads(16, 4), 2))
-    assert [(run.test.name, run.threads) for run in runs] == [
-        (name, threads) for threads in (1, 2) for name in ("pp16", "pp16", "tg4", "tg4")
-    ]
-    assert all(run.seconds > 0 for run in runs)
-    prompt = calls[0]
-    assert isinstance(prompt, list)
-    assert (len(prompt), prompt[0]) == (16, 1)  # BOS first
-    once = [prompt, "clear", prompt, "clear", prompt]
-    generated = calls[5:15]
-    assert calls[:5] == once
-    assert generated[0] == 1  # the warm-up of one token
-    assert generated[1] == generated[6] == "clear"
-    assert generated[2:6] == generated[7:11] or len(generated) == 10
+
+@pytest.mark.parametrize("depth", [0, 40])
+def test_texts_side_by_side_are_read_as_llama_batched_bench_does(
+    model: Path, facts: ModelFacts, plan: LoadPlan, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(prompt=200, generate=2, depth=depth, sequences=4, threads=1)
+    reads: list[tuple[np.ndarray, ...]] = []
+    read = SequenceContext.read
+
+    def note(context: SequenceContext, *parts: np.ndarray) -> np.ndarray:
+        reads.append(parts)
+        return read(context, *parts)
+
+    monkeypatch.setattr(SequenceContext, "read", note)
+    with open_model(model, plan) as opened, Runs(opened, facts, plan, [case]) as runs:
+        runs.prepare(case)
+        reads.clear()
+        sample = runs.timed(case)
+    tokens, positions, sequences, wanted = (np.concatenate(column) for column in zip(*reads, strict=True))
+    assert len(tokens) == case.tokens == 4 * 202
+    for number in range(4):
+        mine = sequences == number
+        assert positions[mine].tolist() == list(range(depth, depth + 202))
+        assert np.flatnonzero(wanted[mine]).tolist() == [199, 200, 201], "the last of the prompt and every generated"
+    assert max(len(part[0]) for part in reads) <= 512
+    assert [len(part[0]) for part in reads[-2:]] == [4, 4], "a token of each text in a step"
+    assert sample.first_token_s is not None
+    assert sample.seconds > 0
 
 
-def test_the_median_is_not_moved_by_one_slow_run() -> None:
-    samples = (60.0, 61.0, 62.0, 61.5, 5.0)
-    assert Summary(TG, 2, samples).median == statistics.median(samples) == 61.0
+def test_cases_of_one_depth_share_a_context_and_fill_it_once(model: Path, facts: ModelFacts, plan: LoadPlan) -> None:
+    deep = [Case(prompt=8, generate=0, depth=100, threads=1), Case(prompt=0, generate=4, depth=100, threads=1)]
+    with open_model(model, plan) as opened, Runs(opened, facts, plan, deep) as runs:
+        filled = []
+        read = SequenceContext.read
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SequenceContext, "read", lambda *parts: (filled.append(len(parts[1])), read(*parts))[1])
+            for case in (*deep, *deep[::-1]):
+                runs.sample(case)
+    assert filled == [100]
+
+
+def test_quick_speed_gives_both_figures_and_leaves_out_what_has_no_tokens(model: Path, plan: LoadPlan) -> None:
+    found = quick_speed(model, plan, prompt=32, generate=0, runs=2)
+    assert found.generated_tokens_per_s is None
+    assert found.prompt_tokens_per_s is not None
+    assert found.prompt_tokens_per_s > 0
+
+
+def test_a_step_reads_the_weights_once_and_the_cache_of_every_text_at_its_mean_length(facts: ModelFacts) -> None:
+    alone = Case(prompt=0, generate=129, depth=100, threads=1)
+    weights, cache = bytes_per_token(facts, 0).weights, kv_bytes_per_token(facts, "F16")
+    assert step_bytes(facts, alone) == weights + 164 * cache  # positions 100 to 228
+    four = Case(prompt=0, generate=129, depth=100, sequences=4, threads=1)
+    assert step_bytes(facts, four) == weights + 4 * 164 * cache
+
+
+def test_shares_are_of_the_threads_own_ceiling_and_only_where_they_mean_something(facts: ModelFacts) -> None:
+    ceilings = Ceilings(bandwidth=Bandwidth({1: 1e9, 2: 2e9}, "2026-01-01"))
+    generated = Case(prompt=0, generate=1, threads=2)
+    rate = bytes_per_token(facts, 0).total / 0.5
+    shares = ceilings.shares(facts, generated, 0.5)
+    assert (shares["bytes_per_s"], shares["bandwidth_share"]) == (rate, rate / 2e9)
+    assert (shares["flops"], shares["matrix_share"]) == (None, None)
+    prompt = ceilings.shares(facts, Case(prompt=8, generate=0, threads=1), 0.5)
+    assert prompt["flops"]
+    assert (prompt["bytes_per_s"], prompt["bandwidth_share"], prompt["matrix_share"]) == (None, None, None)
+    mixed = ceilings.shares(facts, Case(prompt=8, generate=8, threads=1), 0.5)
+    assert set(mixed.values()) == {None}
+
+
+def test_a_file_that_is_mapped_is_not_called_cold(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(model.read_bytes())
+    if reason := forget([path]):
+        pytest.skip(reason)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) >= 0  # touches every page
+        assert "stays in memory" in forget([path])
+    assert forget([path]) == ""
+
+
+def test_loads_are_of_a_process_of_their_own(model: Path, facts: ModelFacts, plan: LoadPlan) -> None:
+    found = measure_load(model, plan, [Case(prompt=64, generate=0, threads=1)])
+    assert 0 < found.warm_s < 60
+    assert (found.cold_s is None) == bool(found.cold_note)
+    assert facts.weight_bytes < found.peak_memory_bytes < 1 << 30

@@ -223,6 +223,7 @@ def test_without_measuring_nothing_is_measured(cache: Path) -> None:
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {"0": 1e10}}',
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {"1": 1e99}}',
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {"1": NaN}}',
+        f'{{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {{"1": {10**400}}}}}',
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {"1": -1}}',
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": {"one": 1}}',
         '{"format": 1, "measured_at": "2026-11-21", "bytes_per_s_by_threads": [1]}',

@@ -1,138 +1,246 @@
-"""Prompt processing and generation speed, measured as llama-bench does, so that the numbers compare.
+"""All cases of a sweep on all models, round by round: in each round every case once, every peer in turn with us.
 
-Random tokens with BOS first, no tokenizing and no sampling in the time, a warm-up, an empty KV cache before each run
-(llama.cpp tools/llama-bench/llama-bench.cpp, `test_prompt` and `test_gen`).
+What heats or loads the machine for a while so weighs on all cases alike; in llama-bench's order, all runs of one case and
+then the next, one of them would bear it. Models, and backends of a model, come one after the other: rarely is there memory
+for the weights of all.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
-from tinyedge.backends import LoadPlan
-from tinyedge.engine import context_settings
-from tinyedge.native.context import Context
-from tinyedge.native.model import Model
+from tinyedge import __version__
+from tinyedge.backends import this_machine
+from tinyedge.errors import TinyEdgeError
+from tinyedge.model_probe import runnable_facts
+from tinyedge_bench.peers import Peer, open_peer
+from tinyedge_bench.result_files import Document, Missing, measured_here
+from tinyedge_bench.speed.cases import Case
+from tinyedge_bench.speed.ceilings import Ceilings, this_ceilings
+from tinyedge_bench.speed.conditions import Sensors
+from tinyedge_bench.speed.cooling import Cooling
+from tinyedge_bench.speed.groups import Group, Impossible, groups
+from tinyedge_bench.speed.loads import measure_load
+from tinyedge_bench.speed.references import references_for
+from tinyedge_bench.speed.rows import Engine, Subject, Timed, row
+from tinyedge_bench.speed.runs import Runs, Sample, open_model, settle
+from tinyedge_bench.speed.sweep import Sweep, order
 
-_SEED = 0  # which random tokens does not matter, the same ones in every run make runs equal
+_OURS = Engine(name="tinyedge", version=__version__, ours=True)
 
-# Runs that spread wider than this share of their median say more about the machine's other work than about the model.
-_NOISE_SHARE = 0.05
+_NAMED = 3  # cases by name where many fail for the same reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to measure. `backends` are words of --backend, `peers` what --peer names."""
+
+    runs: int = 5
+    backends: tuple[str, ...] = ("auto",)
+    gpu_layers: int | None = None
+    peers: tuple[str, ...] = ()
+    cooling: Cooling | None = None
+    ceilings: bool = True
+    loads: bool = True
+
+
+def _silent(*_: object) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What is timed: `tokens` of a prompt in batches (pp), or generated one by one (tg)."""
+class Listener:
+    """Who is told what goes on: `note` a sentence, `running` the runs done, all of them, and what runs now."""
 
-    kind: str
-    tokens: int
-
-    @property
-    def name(self) -> str:
-        """llama-bench's name for it: pp512, tg128."""
-        return f"{self.kind}{self.tokens}"
+    note: Callable[[str], None] = _silent
+    running: Callable[[int, int, str], None] = _silent
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One timed run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """A case by an engine: what to do before a run, and the run. An error ends all turns of the same `fate`."""
 
-    test: Workload
-    threads: int
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.test.tokens / self.seconds
+    timed: Timed
+    title: str
+    fate: Hashable
+    prepare: Callable[[], None]
+    run: Callable[[], Sample]
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """All runs of one test at one number of threads, in tokens per second."""
+@dataclass(slots=True)
+class Measurement:
+    """Measures when `run` is called; `document` gives what there is by then, also after an interruption."""
 
-    test: Workload
-    threads: int
-    samples: tuple[float, ...]
+    sweep: Sweep
+    options: Options
+    models: list[Path] = field(default_factory=list)
+    listener: Listener = field(default_factory=Listener)
+    full_rounds: int = 0
+    _missing: list[Missing] = field(default_factory=list)
+    _first_error: Exception | None = None
+    _rows: list[tuple[Timed, Subject]] = field(default_factory=list)
+    _loads: list[dict[str, Any]] = field(default_factory=list)
+    _ceilings: Ceilings = field(default_factory=Ceilings)
+    _sensors: Sensors = field(default_factory=Sensors)
+    _ended: set[Hashable] = field(default_factory=set)
+    _done: int = 0
+    _total: int = 0
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
+    def run(self) -> None:
+        """Measures all that can be; the rest is named in the document. Raises the first error when nothing could be."""
+        found = [group for path in self.models for group in self._groups(path)]
+        all_cases = [case for group in found for case in group.plans]
+        if all_cases and self.options.ceilings:
+            self._ceilings = this_ceilings(all_cases, self.listener.note)
+        self._total = len(all_cases) * self.options.runs
+        for group in found:
+            try:
+                self._measure(group)
+            except (TinyEdgeError, OSError) as error:
+                self.miss(f"{self._filename(group.path)} on {group.plan.backend}", error)
+        if self._first_error is not None and not any(timed.samples for timed, _ in self._rows):
+            raise self._first_error
 
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.samples)
+    def document(self) -> Document:
+        """The results so far."""
+        results = [row(timed, subject, self._ceilings) for timed, subject in self._rows if timed.samples]
+        models = {(subject.facts.parameters, subject.facts.file_type) for _, subject in self._rows}
+        published = dict.fromkeys(each for model in sorted(models) for each in references_for(*model))
+        more = {
+            "ceilings": self._ceilings.as_json(),
+            "loads": list(self._loads),
+            "references": [each.as_object() for each in published],
+        }
+        return measured_here("speed", results, list(dict.fromkeys(self._missing)), more)
 
-    @property
-    def stddev(self) -> float:
-        """Of the sample (divided by n - 1), as llama-bench gives it; 0 for a single run."""
-        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+    def miss(self, what: str, error: TinyEdgeError | OSError) -> None:
+        """Notes that `what` gives no result."""
+        self._first_error = self._first_error or error
+        reason = error.problem if isinstance(error, TinyEdgeError) else (error.strerror or str(error))
+        self._missing.append(Missing(what=what, reason=reason))
 
-    @property
-    def warning(self) -> str | None:
-        """What to doubt about these numbers, and what helps."""
-        if len(self.samples) < 3:
-            return f"{self.test.name}: fewer than 3 runs cannot tell the spread; use -r 5 or more"
-        low, high = min(self.samples), max(self.samples)
-        share = (high - low) / self.median
-        if share <= _NOISE_SHARE:
-            return None
-        return f"{self.test.name}: runs differ by {share:.0%} ({low:.1f} to {high:.1f}); close other programs and let it cool"
+    def _groups(self, path: Path) -> list[Group]:
+        try:
+            facts = runnable_facts(path)
+        except (TinyEdgeError, OSError) as error:
+            self.miss(self._filename(path), error)
+            return []
+        found, failed = groups(path, facts, self.sweep, self.options.backends, self.options.gpu_layers, this_machine())
+        alike: dict[str, list[Impossible]] = {}
+        for each in failed:
+            alike.setdefault(each.error.problem, []).append(each)
+        for together in alike.values():
+            titles = [self._title(each.case, each.backend) for each in together]
+            more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+            self.miss(f"{self._filename(path)}: {'; '.join(titles[:_NAMED])}{more}", together[0].error)
+        return found
+
+    def _measure(self, group: Group) -> None:
+        self.listener.note(group.plan.reason.partition(";")[0])
+        if self.options.loads:
+            self._load(group)
+        with ExitStack() as stack:
+            peers = list(self._open_peers(group, stack))
+            model = stack.enter_context(open_model(group.path, group.plan))
+            runs = stack.enter_context(Runs(model, group.facts, group.plan, group.plans))
+            subject = Subject(filename=self._filename(group.path), description=model.description, facts=group.facts)
+            turns = [list(self._turns(case, group, subject, runs, peers)) for case in group.plans]
+            self._total += (sum(map(len, turns)) - len(turns)) * self.options.runs
+            for number in range(self.options.runs):
+                for engines in order(turns, number):
+                    for turn in order(engines, number):
+                        self._take(turn)
+                self.full_rounds += 1
+            for peer in peers:
+                self._note_peer(peer)
+
+    def _load(self, group: Group) -> None:
+        name = self._filename(group.path)
+        self.listener.running(self._done, self._total, f"loading {name}")
+        try:
+            found = measure_load(group.path, group.plan, list(group.plans))
+        except (TinyEdgeError, OSError) as error:
+            self.miss(f"{name}: loading on {group.plan.backend}", error)
+            return
+        self._loads.append({"model_filename": name, "backends": group.plan.backend, **found.as_json()})
+
+    def _open_peers(self, group: Group, stack: ExitStack) -> Iterator[Peer]:
+        for argument in self.options.peers:
+            try:
+                peer = open_peer(argument, group.path, group.facts)
+            except (TinyEdgeError, OSError) as error:
+                self.miss(f"peer {argument.partition('=')[0]}", error)
+                continue
+            stack.callback(peer.close)
+            yield peer
+
+    def _turns(self, case: Case, group: Group, subject: Subject, runs: Runs, peers: Sequence[Peer]) -> Iterator[_Turn]:
+        """The case by us, then by each peer that can run it."""
+        plan = group.plans[case]
+        ours = Timed(case=case, engine=_OURS, batch=plan.batch, gpu_layers=plan.gpu_layers)
+        self._rows.append((ours, subject))
+        yield _Turn(
+            timed=ours,
+            title=f"{subject.filename}: {self._title(case, case.backend)}",
+            fate=case,
+            prepare=partial(runs.prepare, case),
+            run=partial(runs.timed, case),
+        )
+        for peer in peers:
+            try:
+                why_not, version = peer.supports(case), peer.version
+            except TinyEdgeError as error:
+                why_not, version = error.problem, ""
+            if why_not is not None:
+                self._missing.append(Missing(what=f"peer {peer.name}: {case.name}", reason=why_not))
+                continue
+            engine = Engine(name=peer.name, version=version)
+            theirs = Timed(case=case, engine=engine, batch=plan.batch, gpu_layers=plan.gpu_layers)
+            self._rows.append((theirs, subject))
+            run = partial(_sample_of, peer, case)
+            yield _Turn(timed=theirs, title=f"peer {peer.name}", fate=id(peer), prepare=settle, run=run)
+
+    def _take(self, turn: _Turn) -> None:
+        """One run, unless an error has ended these."""
+        case, engine = turn.timed.case, turn.timed.engine
+        self.listener.running(self._done, self._total, case.name if engine.ours else f"{case.name}, {engine.name}")
+        self._done += 1
+        if turn.fate in self._ended:
+            return
+        try:
+            if self.options.cooling is not None:
+                self.options.cooling.wait(self.listener.note)
+            turn.prepare()
+            turn.timed.add(*self._sensors.during(turn.run))
+        except (TinyEdgeError, OSError) as error:
+            self._ended.add(turn.fate)
+            self.miss(turn.title, error)
+
+    def _note_peer(self, peer: Peer) -> None:
+        """Hands what a reader must know of the peer's figures to its rows."""
+        for timed, _ in self._rows:
+            if timed.engine.name == peer.name:
+                timed.notes = tuple(dict.fromkeys((*timed.notes, *peer.notes)))
+
+    def _title(self, case: Case, backend: str) -> str:
+        """The case with what tells it from the sweep's others."""
+        parts = (
+            (True, case.name),
+            (len(self.sweep.threads) > 1, f"{case.threads} threads"),
+            (len(self.sweep.kv_types) > 1, f"{case.kv_type.lower()} cache"),
+            (self.options.backends != ("auto",), backend),
+        )
+        return ", ".join(text for told, text in parts if told)
+
+    def _filename(self, path: Path) -> str:
+        """The file's name; its path where another model has the same name."""
+        return str(path) if sum(each.name == path.name for each in self.models) > 1 else path.name
 
 
-def workloads(prompt: int, generate: int) -> tuple[Workload, ...]:
-    """The tests to run: prompt processing first, each left out at 0 tokens."""
-    return tuple(Workload(kind, tokens) for kind, tokens in (("pp", prompt), ("tg", generate)) if tokens > 0)
-
-
-def measure(path: Path, plans: Sequence[LoadPlan], tests: Sequence[Workload], repetitions: int) -> Iterator[Run]:
-    """Yields every timed run of the GGUF file at `path` as it is done: each plan's tests, `repetitions` times each.
-
-    The plans may differ in threads only: the weights are loaded once, for the first.
-    """
-    first = plans[0]
-    on_gpu = first.backend != "cpu"
-    with Model(path, device=first.device.name if on_gpu else None, gpu_layers=first.gpu_layers) as model:
-        for plan in plans:
-            for test in tests:
-                with Context(model, replace(context_settings(plan), context=test.tokens)) as context:
-                    yield from _repeat(context, test, plan.threads, _random_tokens(model, test.tokens), repetitions)
-
-
-def _random_tokens(model: Model, count: int) -> list[int]:
-    """`count` tokens, the first being BOS where the model wants one."""
-    draw = random.Random(_SEED)
-    tokens = [draw.randrange(model.vocabulary_size) for _ in range(count)]
-    return tokens if model.bos is None else [model.bos, *tokens[1:]]
-
-
-def _repeat(context: Context, test: Workload, threads: int, tokens: list[int], repetitions: int) -> Iterator[Run]:
-    once = _process if test.kind == "pp" else _generate
-    once(context, tokens if test.kind == "pp" else tokens[:1])  # the warm-up, as long as llama-bench's
-    for _ in range(repetitions):
-        context.clear()
-        started = perf_counter()
-        once(context, tokens)
-        yield Run(test, threads, perf_counter() - started)
-
-
-def _process(context: Context, tokens: list[int]) -> None:
-    context.decode_all(tokens)
-    context.wait()
-
-
-def _generate(context: Context, tokens: list[int]) -> None:
-    for token in tokens:
-        context.decode(token)
-        context.wait()
-
-
-def summarise(runs: Iterable[Run]) -> tuple[Summary, ...]:
-    """One summary per test and number of threads, in the order of their first runs."""
-    groups: dict[tuple[Workload, int], list[float]] = {}
-    for run in runs:
-        groups.setdefault((run.test, run.threads), []).append(run.tokens_per_second)
-    return tuple(Summary(test, threads, tuple(samples)) for (test, threads), samples in groups.items())
+def _sample_of(peer: Peer, case: Case) -> Sample:
+    return Sample(peer.sample(case))

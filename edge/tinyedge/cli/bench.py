@@ -1,209 +1,208 @@
-"""`tinyedge bench`: prompt processing and generation speed in the columns that a llama-bench user knows."""
+"""`tinyedge bench`: speed in llama-bench's terms, beside what the machine could do and what other programs do."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.option_groups import within
-from tinyedge.cli.output import (
-    MAX_TOKENS,
-    format_bytes,
-    format_count,
-    on_terminal,
-    print_json,
-    print_line,
-    printable,
-    status,
-)
+from tinyedge.cli.bench_lists import check_count, numbers, pairs, words
+from tinyedge.cli.bench_output import check_output, give, wanted_format, write
+from tinyedge.cli.option_groups import with_option_groups
+from tinyedge.cli.output import MAX_TOKENS, on_terminal, status
 
 if TYPE_CHECKING:
-    from tinyedge.backends import LoadPlan, Machine
-    from tinyedge.model_facts import ModelFacts
-    from tinyedge_bench.speed.measure import Summary
+    from tinyedge_bench.speed.measure import Listener, Measurement, Options
+    from tinyedge_bench.speed.sweep import Sweep
 
 _EXAMPLES = """\b
 Examples:
   tinyedge bench demo
-  tinyedge bench model.gguf -p 512 -n 128 -r 10
-  tinyedge bench model.gguf -p 0 --threads 1,2,4 --json
+  tinyedge bench model.gguf -p 128,512 -n 64 -d 0,1024 --threads 1,2,4
+  tinyedge bench a.gguf b.gguf --pg 512,128 --batch 1,4,16 -o results.json
+  tinyedge bench model.gguf --kv f16,q8_0 --cool 55C -r 10 -o nightly.sqlite
+  tinyedge bench model.gguf --peer llama-bench=build/bin --peer ollama
 """
+_MOST_RUNS = 100_000
+_MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama-cparams.h
 
 
-def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a checkpoint folder or file, or `demo`.")],
-    prompt: Annotated[
-        int, typer.Option("-p", "--prompt", callback=within(0, MAX_TOKENS), help="Prompt tokens; 0 leaves it out.")
-    ] = 512,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """A group for `option_groups`: what is measured, every one of them a list."""
+
+    prompt: Annotated[str, typer.Option("-p", "--prompt", metavar="N[,N...]", help="Prompt tokens; 0 leaves it out.")] = "512"
     generate: Annotated[
-        int, typer.Option("-n", "--generate", callback=within(0, MAX_TOKENS), help="Generated tokens; 0 leaves it out.")
-    ] = 128,
-    runs: Annotated[int, typer.Option("-r", "--runs", min=1, max=100_000, help="Timed runs of each test.")] = 5,
+        str, typer.Option("-n", "--generate", metavar="N[,N...]", help="Generated tokens; 0 leaves it out.")
+    ] = "128"
+    pg: Annotated[
+        list[str] | None,
+        typer.Option("--pg", "-pg", metavar="P,N", help="A prompt and tokens after it, timed as one; several."),
+    ] = None
+    depth: Annotated[str, typer.Option("-d", "--depth", metavar="N[,N...]", help="Tokens in the KV cache before.")] = "0"
     threads: Annotated[
         str | None,
         typer.Option("-t", "--threads", metavar="N[,N...]", help="CPU threads.", show_default="performance cores"),
+    ] = None
+    kv: Annotated[str, typer.Option("--kv", metavar="TYPE[,TYPE...]", help="KV cache: f16, q8_0, q4_0, ...")] = "f16"
+    backend: Annotated[str, typer.Option("--backend", metavar="[auto|cpu|cuda|metal][,...]", help="Where to run.")] = "auto"
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N[,N...]", help="Texts side by side, as llama-batched-bench's -npl.")
+    ] = "1"
+
+    def sweep(self) -> Sweep:
+        """What the lists ask for. A list that cannot be read, or nothing to measure, is wrong usage."""
+        from tinyedge.fitting import KV_TYPES
+        from tinyedge.machine.cpu import cpu_facts
+        from tinyedge_bench.speed.sweep import Sweep
+
+        sweep = Sweep(
+            prompts=numbers(self.prompt, "--prompt", 0, MAX_TOKENS),
+            generates=numbers(self.generate, "--generate", 0, MAX_TOKENS),
+            pairs=pairs(self.pg or (), "--pg"),
+            depths=numbers(self.depth, "--depth", 0, MAX_TOKENS),
+            threads=(cpu_facts().threads,) if self.threads is None else numbers(self.threads, "--threads", 1, 512),
+            kv_types=tuple(word.upper() for word in words(self.kv, "--kv", [name.lower() for name in KV_TYPES])),
+            sequences=numbers(self.batch, "--batch", 1, _MOST_SEQUENCES),
+        )
+        if not sweep.tests:
+            raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure")
+        lists = (sweep.depths, sweep.threads, sweep.kv_types, sweep.sequences, self.backends())
+        check_count(lists, len(sweep.tests))
+        return sweep
+
+    def backends(self) -> tuple[str, ...]:
+        return words(self.backend, "--backend")
+
+
+@with_option_groups
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="GGUF files, checkpoints, pulled names, or `demo`.")],
+    what: SweepOptions,
+    runs: Annotated[int, typer.Option("-r", "--runs", min=1, max=_MOST_RUNS, help="Timed runs of each test.")] = 5,
+    gpu_layers: Annotated[
+        int | None, typer.Option("--gpu-layers", min=0, metavar="N", help="Layers on the GPU.", show_default="all that fit")
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="[auto|cpu|cuda|metal]", help="Where to run.")] = "auto",
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Layers on the GPU.", show_default="all that fit")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, with every sample.")] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME",
+            help="Measure beside: llama-bench=PATH, ollama, llama-cpp-python, mlx-lm=FOLDER; several.",
+        ),
+    ] = None,
+    cool: Annotated[
+        str | None,
+        typer.Option("--cool", metavar="SECONDS|DEGREES", help="Before each run wait so long (20), or until so cool (55C)."),
+    ] = None,
+    no_ceilings: Annotated[bool, typer.Option("--no-ceilings", help="Leave out what the machine could do at most.")] = False,
+    no_loads: Annotated[bool, typer.Option("--no-loads", help="Leave out load times and peak memory.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write there too, as its suffix says; .sqlite is added to."),
+    ] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", metavar="[md|json|jsonl|csv|sqlite]", help="The format.", show_default="md, or -o's suffix"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
 ) -> None:
-    """Measure tokens per second as llama-bench does: random tokens, no tokenizing or sampling in the time, a warm-up."""
-    from tinyedge.backends import Request, choose, this_machine
-    from tinyedge.cli.models import resolve_model
-    from tinyedge.model_probe import runnable_facts
+    """Measure tokens per second as llama-bench does, beside the limits of the machine and other programs.
+
+    Random tokens, no tokenizing or sampling in the time, a warm-up. Each round runs every test once, in changing order.
+    What cannot be run is listed, the rest is measured. Stopped by Ctrl-C after a full round, it writes the file of -o.
+    """
     from tinyedge.native import log
-    from tinyedge_bench.speed.measure import measure, summarise, workloads
+    from tinyedge_bench.speed.measure import Measurement
 
-    tests = workloads(prompt, generate)
-    if not tests:
-        raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure")
-    counts = _thread_counts(threads)
-    path = resolve_model(model)
-    facts, machine = runnable_facts(path), this_machine()
-    context = max(test.tokens for test in tests)
-    plans = [
-        choose(facts, Request(backend=backend, gpu_layers=gpu_layers, context=context, threads=count, strict=True), machine)
-        for count in counts
-    ]
+    sweep = what.sweep()
+    options = _options(what, runs, gpu_layers, peer, cool, ceilings=not no_ceilings, loads=not no_loads)
+    chosen = wanted_format(format_name, output, json=json)
+    if output is not None:
+        check_output(output, chosen)
     log.set_verbose(verbose)
-    status(plans[0].reason)
-    with _progress(len(plans) * len(tests) * runs) as advance:
-        timed = []
-        for run in measure(path, plans, tests, runs):
-            timed.append(run)
-            advance()
-    summaries = summarise(timed)
-    if json:
-        print_json(_report_object(path, facts, plans[0], machine, summaries))
-        return
-    for line in _table(facts, plans[0], summaries):
-        print_line(line)
-    for line in _notes(machine, summaries):
-        status(line)
+    measurement = Measurement(sweep=sweep, options=options)
+    _find(models, measurement)
+    try:
+        with _progress() as listener:
+            measurement.listener = listener
+            measurement.run()
+    except KeyboardInterrupt:
+        if output is not None and measurement.full_rounds:
+            write(measurement.document(), chosen, output)
+        raise
+    give(measurement.document(), chosen, output)
 
 
-bench.__doc__ = f"{bench.__doc__}\n\n{_EXAMPLES}"
+bench.__doc__ = f"{inspect.cleandoc(bench.__doc__ or '')}\n\n{_EXAMPLES}"
 
 
-def _thread_counts(threads: str | None) -> list[int | None]:
-    """The numbers in `1,2,4`; [None] leaves the choice to the plan."""
-    if threads is None:
-        return [None]
-    parts = [part.strip() for part in threads.split(",")]
-    if not all(re.fullmatch("0{0,9}[1-9][0-9]{0,2}", part) and int(part) <= 512 for part in parts):
-        raise typer.BadParameter(f"--threads takes numbers from 1 to 512 like 4 or 1,2,4, not {printable(threads, 40)!r}")
-    return list(dict.fromkeys(int(part) for part in parts))
+def _options(
+    what: SweepOptions,
+    runs: int,
+    gpu_layers: int | None,
+    peers: list[str] | None,
+    cool: str | None,
+    *,
+    ceilings: bool,
+    loads: bool,
+) -> Options:
+    from tinyedge_bench.speed.cooling import Cooling
+    from tinyedge_bench.speed.measure import Options
+
+    try:
+        cooling = None if cool is None else Cooling.parse(cool)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--cool") from error
+    return Options(
+        runs=runs,
+        backends=what.backends(),
+        gpu_layers=gpu_layers,
+        peers=tuple(dict.fromkeys(peers or ())),
+        cooling=cooling,
+        ceilings=ceilings,
+        loads=loads,
+    )
+
+
+def _find(models: list[str], measurement: Measurement) -> None:
+    """Hands the GGUF files of `models` to the measurement, and why there is none for the others."""
+    from tinyedge.cli.models import resolve_model
+    from tinyedge.errors import TinyEdgeError
+
+    for argument in dict.fromkeys(models):
+        try:
+            measurement.models.append(resolve_model(argument))
+        except TinyEdgeError as error:
+            measurement.miss(argument, error)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar of runs on stderr, on a terminal only. Yields a function to call after each run."""
+def _progress() -> Iterator[Listener]:
+    """A bar of runs on stderr with what runs now, on a terminal only; sentences on stderr anywhere."""
+    from tinyedge_bench.speed.measure import Listener
+
     if not on_terminal():
-        yield lambda: None
+        yield Listener(note=status)
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda: progress.advance(task)
-
-
-def _table(facts: ModelFacts, plan: LoadPlan, summaries: tuple[Summary, ...]) -> list[str]:
-    """A Markdown table as llama-bench prints it, with median and run count added."""
-    head = ("model", "size", "params", "backend", "threads", "test", "t/s", "median", "runs")
-    rows = [
-        (
-            f"{printable(facts.architecture, 40)} {facts.file_type}",
-            format_bytes(facts.weight_bytes),
-            format_count(facts.parameters),
-            plan.backend.upper(),
-            str(summary.threads),
-            summary.test.name,
-            f"{summary.mean:.2f} ± {summary.stddev:.2f}",
-            f"{summary.median:.2f}",
-            str(len(summary.samples)),
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("preparing", total=None)
+        yield Listener(
+            note=status, running=lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
         )
-        for summary in summaries
-    ]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-
-    def line(cells: tuple[str, ...]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
-        return f"| {' | '.join(padded)} |"
-
-    rule = f"| {'-' * widths[0]} | {' | '.join('-' * (width - 1) + ':' for width in widths[1:])} |"
-    return [line(head), rule, *map(line, rows)]
-
-
-def _notes(machine: Machine, summaries: tuple[Summary, ...]) -> list[str]:
-    """The machine and build under the table, and what to doubt about the numbers."""
-    facts, build = _machine_object(machine), _build_object()
-    return [
-        f"{facts['cpu'] or facts['architecture']}, {facts['physical_cores']} physical cores, "
-        f"{format_bytes(facts['memory_bytes'])} of memory; llama-cpp-python {build['llama_cpp_python']}, ggml {build['ggml']}",
-        *(f"note: {warning}" for summary in summaries if (warning := summary.warning)),
-    ]
-
-
-def _machine_object(machine: Machine) -> dict[str, Any]:
-    import platform
-
-    main = next((device for device in machine.devices if device.kind == "cpu"), None)
-    return {
-        "cpu": machine.cpu.name,
-        "architecture": platform.machine(),
-        "system": platform.platform(),
-        "logical_cores": machine.cpu.logical,
-        "physical_cores": machine.cpu.physical,
-        "performance_cores": machine.cpu.performance,
-        "cpu_quota": machine.cpu.quota,
-        "memory_bytes": main.memory_total if main else 0,
-        "free_memory_bytes": machine.free_bytes,
-    }
-
-
-def _build_object() -> dict[str, Any]:
-    from tinyedge import __version__
-    from tinyedge.native.library import versions
-
-    return {"tinyedge": __version__, **asdict(versions())}
-
-
-def _report_object(
-    path: Path, facts: ModelFacts, plan: LoadPlan, machine: Machine, summaries: tuple[Summary, ...]
-) -> dict[str, Any]:
-    return {
-        "model": str(path),
-        "architecture": facts.architecture,
-        "type": facts.file_type,
-        "size_bytes": facts.weight_bytes,
-        "params": facts.parameters,
-        "backend": plan.backend,
-        "device": plan.device.description,
-        "gpu_layers": plan.gpu_layers,
-        "kv_type": plan.kv_type,
-        "results": [
-            {
-                "test": summary.test.name,
-                "tokens": summary.test.tokens,
-                "threads": summary.threads,
-                "median_tokens_per_s": summary.median,
-                "mean_tokens_per_s": summary.mean,
-                "stddev_tokens_per_s": summary.stddev,
-                "runs": len(summary.samples),
-                "samples_tokens_per_s": list(summary.samples),
-                "warning": summary.warning,
-            }
-            for summary in summaries
-        ],
-        "machine": _machine_object(machine),
-        "build": _build_object(),
-    }

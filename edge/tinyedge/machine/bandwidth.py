@@ -207,7 +207,7 @@ def read_bandwidth(path: Path) -> Bandwidth | None:
         rates = {int(count): float(rate) for count, rate in told["bytes_per_s_by_threads"].items()}
         day = date.fromisoformat(told["measured_at"]).isoformat()
         whole = told["format"] == FORMAT and rates and all(n > 0 and 0 < rate < _MOST_RATE for n, rate in rates.items())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     return Bandwidth(MappingProxyType(rates), day) if whole else None
 

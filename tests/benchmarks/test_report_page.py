@@ -1,0 +1,355 @@
+"""The page of a report: its figures, what it says is missing, and that nothing in a file gets out of its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from report_documents import document, quality_document, speed_document, speed_row, sweep_document, write_all
+
+from tinyedge.errors import OutputError, ResultFileError
+from tinyedge_bench.report.checked_values import number, numbers, text
+from tinyedge_bench.report.drawing import png, svg
+from tinyedge_bench.report.files import write_page, write_pictures
+from tinyedge_bench.report.look import PALETTE
+from tinyedge_bench.report.names import distinct_labels
+from tinyedge_bench.report.page import page, plots, sections
+from tinyedge_bench.report.page_parts import Link, decimal
+from tinyedge_bench.report.plots import Roofline, Strip, StripPlot
+from tinyedge_bench.report.sources import read_sources
+
+MARKUP = "</title></svg><script>alert(1)</script><img src=x onerror=alert(2)>"
+VOID = {"meta", "link", "br", "img"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, checked to be nested as they must, and the cells of its tables by caption."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.words: list[str] = []
+        self.ids: list[str] = []
+        self._rows: list[list[str]] = []
+        self._text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self._rows = []
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("td", "th", "caption"):
+            self._text = ""
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self._rows[-1].append(self._text)
+        if tag == "caption":
+            self.tables[self._text] = self._rows
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+        self.words.append(data)
+
+
+def made(folder: Path, *documents: dict[str, Any], title: str = "Report") -> Page:
+    paths = [folder / f"results-{i}.json" for i in range(len(documents))]
+    for path, each in zip(paths, documents, strict=True):
+        path.write_text(json.dumps(each))
+    return Page(page(title, sections(read_sources(paths))))
+
+
+def test_a_page_of_everything_needs_nothing_else(tmp_path: Path) -> None:
+    found = made(tmp_path, speed_document(), quality_document(), sweep_document())
+    tags = {tag for tag, _ in found.attributes}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "base", "form", "foreignObject", "image"}
+    for tag, attributes in found.attributes:
+        assert "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        if "href" in attributes and tag != "a":
+            assert (attributes["href"] or "").startswith(("#", "data:,"))
+    policies = [each["content"] for tag, each in found.attributes if each.get("http-equiv") == "Content-Security-Policy"]
+    assert policies[0] is not None
+    assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert len(found.ids) == len(set(found.ids))
+    references = {(each.get("href") or "")[1:] for tag, each in found.attributes if (each.get("href") or "").startswith("#")}
+    assert references <= set(found.ids)
+
+
+def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
+    rows = [
+        speed_row("a.gguf", 1, generate=128, samples_ts=[10.0, 12.5, 11.0], avg_ts=11.17, median_ts=11.0, stddev_ts=1.26),
+        speed_row("a.gguf", 1, generate=128, samples_ts=[10.0, 9.9, 10.1], avg_ts=10.0, median_ts=10.0, engine="ollama"),
+    ]
+    found = made(tmp_path, document("speed", rows))
+    cases = _table(found, "All cases, with llama-bench's names")
+    assert cases[0]["median tokens/s"] == "11.00"
+    assert cases[0]["mean ± sd"] == "11.17 ± 1.26"
+    assert cases[0]["least–most"] == "10.00–12.50"
+    peers = _table(found, "The same cases by several engines")
+    assert [row["times tinyedge's"] for row in peers] == ["1.000", "0.909"]
+    # 10.0 / 11.0 by hand; the interval lies between the least and the most that resampling can give.
+    low, high = map(float, peers[1]["95 % interval"].split("–"))
+    assert 9.9 / 12.5 <= low <= 0.909 <= high <= 10.1 / 10.0
+
+
+def test_a_sweep_is_shown_with_llama_perplexitys_decimals(tmp_path: Path) -> None:
+    found = made(tmp_path, sweep_document())
+    rows = {
+        row["type"]: row for row in _table(found, "Every type of the sweep; on the front: no other is both smaller and closer")
+    }
+    assert rows["Q4_K_M"]["perplexity"] == "8.6230 ± 0.0520"
+    assert rows["Q4_K_M"]["mean KL"] == "0.030500 ± 0.000762"
+    assert rows["Q4_K_M"]["file, MB"] == "668"
+    assert (rows["Q4_0"]["on the front"], rows["IQ4_XS"]["on the front"]) == ("", "yes")
+
+
+def test_a_point_of_the_roofline_is_flops_by_bytes() -> None:
+    """By hand: a model of 500 MB and 1.1 G weights; 10 tokens/s read 5 GB/s and take 22 GFLOP/s, 4.4 FLOPs per byte.
+
+    512 tokens in 512 batches read the file once for 1.024 TFLOPs: at 100 tokens/s and 200 GFLOP/s 2048 FLOPs per byte.
+    """
+    generation = speed_row("x", 1, generate=128, median_ts=10.0, bytes_per_s=5e9, model_n_params=1_100_000_000)
+    prompt = speed_row("x", 1, prompt=512, median_ts=100.0, flops=200e9, model_size=500_000_000)
+    ceilings = {"bandwidth": {"4": 6e9}, "matrix": {"cpu": {"4": {"F16": 300e9}}}}
+    from tinyedge_bench.report.ceilings import ceiling_section
+    from tinyedge_bench.result_files import as_document
+
+    read = as_document(document("speed", [generation, prompt], ceilings=ceilings), Path("x.json"))
+    (plot,) = ceiling_section([("", read)]).plots
+    assert isinstance(plot, Roofline)
+    assert (plot.bytes_per_s, plot.flops) == (6e9, [("F16", 300e9)])
+    assert [(round(spot.x, 6), round(spot.y)) for spot in plot.spots] == [(4.4, 22_000_000_000), (2048.0, 200_000_000_000)]
+
+
+def test_only_what_there_is_gets_a_section(tmp_path: Path) -> None:
+    one = made(tmp_path, document("speed", [speed_row("a.gguf", 9, generate=16, temperature_c=None, clock_mhz=None)]))
+    assert set(one.tables) == {"The machine and the versions of each file of results", "All cases, with llama-bench's names"}
+    empty = made(tmp_path, document("speed", [], missing=[{"what": "pp512", "reason": "out of memory"}]))
+    assert "pp512: out of memory" in empty.words
+    assert list(empty.tables) == ["The machine and the versions of each file of results"]
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    paths = write_all(tmp_path)
+    old, junk, absent = tmp_path / "old.json", tmp_path / "junk.json", tmp_path / "absent.json"
+    old.write_text(json.dumps({**speed_document(), "tinyedge": {"schema": 0, "kind": "speed"}}))
+    junk.write_text("no results")
+    sources = read_sources([old, *paths, junk, absent])
+    assert [name for name, _ in sources.documents] == ["bench", "eval", "sweep"]
+    assert len(sources.unreadable) == 3
+    shown = Page(page("x", sections(sources)))
+    assert any("old.json is of an older schema" in words for words in shown.words)
+    assert any("absent.json cannot be read (No such file or directory)" in words for words in shown.words)
+
+
+def test_nothing_to_read_is_the_first_error(tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({**speed_document(), "tinyedge": {"schema": 0, "kind": "speed"}}))
+    with pytest.raises(ResultFileError, match="older schema") as caught:
+        read_sources([old, tmp_path / "absent.json"])
+    assert caught.value.exit_code == 34
+
+
+def _poisoned(value: Any, poison: Any) -> Any:
+    """`value` with every leaf replaced by `poison`, structure kept."""
+    if isinstance(value, dict):
+        return {key: _poisoned(each, poison) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_poisoned(each, poison) for each in value]
+    return poison
+
+
+HOSTILE = [
+    MARKUP,
+    "$\\frac{1}{",
+    "\x1b[2J\u202e\x00",
+    "javascript:alert(1)",
+    math.nan,
+    math.inf,
+    10**400,
+    -1,
+    0,
+    1e308,
+    True,
+    None,
+    [],
+    {},
+]
+
+
+@pytest.mark.parametrize("poison", HOSTILE, ids=[repr(each)[:16] for each in HOSTILE])
+@pytest.mark.parametrize("make", [speed_document, quality_document, sweep_document])
+def test_any_value_in_any_place_is_survived(tmp_path: Path, make: Any, poison: Any) -> None:
+    whole = make()
+    head = {key: whole[key] for key in ("tinyedge", "date")}
+    for changed in (
+        {**_poisoned(whole, poison), **head},
+        {**whole, "results": [{**row, **dict.fromkeys(list(row)[i::3], poison)} for i, row in enumerate(whole["results"])]},
+        {**whole, **{key: poison for key in ("ceilings", "loads", "references") if key in whole}},
+    ):
+        found = made(tmp_path, changed)
+        assert not {"script", "img"} & {tag for tag, _ in found.attributes}
+        assert not any("\x1b" in words or "\u202e" in words for words in found.words)
+
+
+def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
+    rows = [speed_row(f"{MARKUP} $x${i}.gguf", 10, generate=16, threads=threads) for i in (1, 2) for threads in (1, 2)]
+    found = made(tmp_path, document("speed", rows), title=MARKUP)
+    assert any(words.startswith("</title></svg><script>alert(1)") for words in found.words)
+    assert found.words.count(MARKUP) == 2  # the title and the heading
+
+
+def test_only_https_becomes_a_link(tmp_path: Path) -> None:
+    addresses = [
+        "javascript:alert(1)",
+        "https://example.org/a?b=1&c",
+        "http://example.org",
+        "https://a@b.org",
+        "data:text/html,x",
+    ]
+    references = [{"board": "b", "tokens_per_s": 1.5, "source": f"source {i}", "url": url} for i, url in enumerate(addresses)]
+    found = made(tmp_path, document("speed", [speed_row("a", 9, generate=16)], references=references))
+    links = [each["href"] for tag, each in found.attributes if tag == "a" and not (each["href"] or "").startswith("#")]
+    assert links == ["https://example.org/a?b=1&c"]
+    assert len(_table(found, "Published tokens/s")) == len(addresses)
+    assert not Link("x", "https://[").safe
+
+
+def test_long_lists_are_bounded_and_told(tmp_path: Path) -> None:
+    rows = [speed_row(f"m{i}.gguf", 9 + i / 100, generate=16, samples_ts=[9.0] * 1000) for i in range(1200)]
+    found = made(tmp_path, document("speed", rows, missing=[{"what": f"case {i}", "reason": "none"} for i in range(5000)]))
+    assert "1200 (the first 1000 shown)" in found.words
+    assert any("800 more rows are in the files of results" in words for words in found.words)
+    assert any("The first 24 of 1000; the table has more" in words for words in found.words)
+    assert sum(len(words) for words in found.words) < 300_000
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    paths = write_all(tmp_path)
+    program = (
+        "import sys, hashlib; from pathlib import Path; from tinyedge_bench.report.page import page, plots, sections;"
+        "from tinyedge_bench.report.drawing import png; from tinyedge_bench.report.sources import read_sources;"
+        "found = sections(read_sources([Path(each) for each in sys.argv[1:]]));"
+        "print(hashlib.sha256(page('x', found).encode() + png(plots(found)[0])).hexdigest())"
+    )
+    (tmp_path / "matplotlibrc").write_text("font.size: 40\nlines.color: red\n")
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", program, *map(str, paths)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)} | extra,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed, extra in (("1", {}), ("2", {"MATPLOTLIBRC": str(tmp_path)}))
+    ]
+    assert runs[0] == runs[1] != ""
+
+
+def test_a_picture_has_twice_the_size_of_its_plot() -> None:
+    plot = StripPlot(name="a", title="$t$", description="d", x_label="x", strips=[Strip(name="$n", middle=1.0, value="1")])
+    picture = png(plot)
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") == 2 * 380
+    assert "$n" in svg(plot)
+
+
+def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+    html = page("x", [])
+    target = tmp_path / "report.html"
+    assert write_page(target, html) == len(html.encode())
+    write_page(target, html.replace("<h1>x", "<h1>y"))
+    assert "<h1>y" in target.read_text()
+    notes = tmp_path / "notes.html"
+    notes.write_text("<p>mine</p>")
+    with pytest.raises(OutputError, match="not a report"):
+        write_page(notes, html)
+    assert notes.read_text() == "<p>mine</p>"
+    with pytest.raises(OutputError, match="is a folder"):
+        write_page(tmp_path, html)
+    with pytest.raises(OutputError, match="does not exist"):
+        write_page(tmp_path / "none" / "report.html", html)
+
+
+def test_only_pictures_of_a_report_are_replaced(tmp_path: Path) -> None:
+    found = plots(sections(read_sources(write_all(tmp_path)[2:])))
+    folder = tmp_path / "pictures"
+    written = write_pictures(folder, found)
+    assert [path.name for path in written] == ["size-quality-1.png", "perplexity-1.png"]
+    assert write_pictures(folder, found) == written
+    written[1].write_bytes(b"\x89PNG\r\n\x1a\n of somebody")
+    with pytest.raises(OutputError, match="not a picture of a report"):
+        write_pictures(folder, found)
+
+
+def test_numbers_that_are_none_are_none() -> None:
+    assert [number(each) for each in (1, 2.5, True, "1", math.nan, -math.inf, 10**400, None, [1])] == [1, 2.5, *[None] * 7]
+    assert numbers([1, math.nan, "x", 3]) == (1.0, 3.0)
+    assert len(numbers([1.0] * 5000)) == 200
+    assert text("a\x1b\u202e" + "b" * 100, 12) == "a\\x1b\\u202e…"
+
+
+def test_decimals() -> None:
+    values = (None, 0, 0.00080, 12.345, 1234.5, 999.96, 1e-9, 71.8)
+    assert [decimal(each) for each in values] == ["", "0", "0.000800", "12.3", "1,234", "1000", "1.00e-09", "71.8"]
+
+
+def test_names_are_what_differs() -> None:
+    models = [{"model": f"tiny-{kind}.gguf", "threads": "4 threads", "source": kind} for kind in ("Q4_K_M", "Q8_0")]
+    assert distinct_labels(models) == ["Q4_K_M", "Q8_0"]
+    assert distinct_labels([{"model": "a.gguf", "depth": depth} for depth in ("", "@ d512")]) == ["", "@ d512"]
+    assert distinct_labels([{"model": "a.gguf"}]) == ["a.gguf"]
+    assert distinct_labels([]) == []
+
+
+@pytest.mark.parametrize("shade", [0, 1])
+def test_every_colour_of_text_stands_out(shade: int) -> None:
+    """WCAG 2.2, 1.4.3: at least 4.5:1 on the page and on the cards, as page.css has them."""
+    rules = re.findall(r"--(?:page|card): (#[0-9a-f]+)", (Path(svg.__code__.co_filename).parent / "page.css").read_text())
+    grounds = rules[2 * shade : 2 * shade + 2]
+    for role, shades in PALETTE.items():
+        if role != "grid":
+            assert min(_contrast(shades[shade], ground) for ground in grounds) >= 4.5, role
+
+
+def _contrast(one: str, other: str) -> float:
+    first, second = sorted((_luminance(one), _luminance(other)))
+    return (second + 0.05) / (first + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(c * 2 for c in colour[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _table(found: Page, caption: str) -> list[dict[str, str]]:
+    head, *rows = found.tables[caption]
+    return [dict(zip(head, row, strict=True)) for row in rows]
