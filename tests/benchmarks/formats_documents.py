@@ -1,40 +1,18 @@
-"""Speed documents with made-up figures, and what llama-bench printed for the demo model with llama.cpp 0.5.0-dev, commit 0c1e570."""
+"""Speed documents with made-up figures, and what llama-bench printed for the demo model."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tinyedge_bench.result_files import Document, Missing
 
-# The head of `llama-bench -o csv`, in its order.
-LLAMA_BENCH_COLUMNS = (
-    "build_commit,build_number,cpu_info,gpu_info,backends,model_filename,model_type,model_size,model_n_params,n_batch,n_ubatch,"
-    "n_threads,cpu_mask,cpu_strict,poll,type_k,type_v,n_gpu_layers,n_cpu_moe,split_mode,main_gpu,no_kv_offload,flash_attn,"
-    "devices,tensor_split,tensor_buft_overrides,load_mode,lazy_mode,embeddings,no_op_offload,no_host,repack,fit_target,"
-    "fit_min_ctx,n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts"
-).split(",")
-LLAMA_BENCH_CSV = (
-    ",".join(LLAMA_BENCH_COLUMNS) + "\n"
-    '"0c1e570","1","AMD EPYC","","CPU","demo-f16.gguf","llama ?B F16","7678976","3836672","2048","512","1","0x0","0","50","f16",'
-    '"f16","-1","0","layer","0","0","-1","auto","0.00","none","auto","auto","0","0","0","1","0","0","16","0","0",'
-    '"2026-11-22T01:22:34Z","2163500","192044","7424.674871","659.056301"\n'
-    '"0c1e570","1","AMD EPYC","","CPU","demo-f16.gguf","llama ?B F16","7678976","3836672","2048","512","1","0x0","0","50","f16",'
-    '"f16","-1","0","layer","0","0","-1","auto","0.00","none","auto","auto","0","0","0","1","0","0","0","4","0",'
-    '"2026-11-22T01:22:34Z","1265230","85296","3168.681240","213.620143"\n'
-)
-# `llama-bench -o jsonl` for the same.
-LLAMA_BENCH_JSONL = (
-    '{"build_commit": "0c1e570", "build_number": 1, "cpu_info": "AMD EPYC", "gpu_info": "", "backends": "CPU", "model_filename": '
-    '"demo-f16.gguf", "model_type": "llama ?B F16", "model_size": 7678976, "model_n_params": 3836672, "n_batch": 2048, "n_ubatch": '
-    '512, "n_threads": 1, "cpu_mask": "0x0", "cpu_strict": false, "poll": 50, "type_k": "f16", "type_v": "f16", "n_gpu_layers": -1, '
-    '"n_cpu_moe": 0, "split_mode": "layer", "main_gpu": 0, "no_kv_offload": false, "flash_attn": -1, "devices": "auto", '
-    '"tensor_split": "0.00", "tensor_buft_overrides": "none", "load_mode": "auto", "lazy_mode": "auto", "embeddings": false, '
-    '"no_op_offload": 0, "no_host": false, "repack": true, "fit_target": 0, "fit_min_ctx": 0, "n_prompt": 16, "n_gen": 0, "n_depth": '
-    '0, "test_time": "2026-11-22T01:22:34Z", "avg_ns": 2025651, "stddev_ns": 179911, "avg_ts": 7929.966667, "stddev_ts": 704.267685, '
-    '"samples_ns": [ 2152860, 1898443 ],"samples_ts": [ 7431.97, 8427.96 ]}\n'
-)
+# Of `llama-bench -m demo-f16.gguf -p 16 -n 4 -r 2 -t 1 -o csv`, and the first line of its `-o jsonl` (llama.cpp 0c1e570).
+LLAMA_BENCH_CSV = Path(__file__).with_name("llama_bench.csv").read_text("utf-8")
+LLAMA_BENCH_JSONL = Path(__file__).with_name("llama_bench.jsonl").read_text("utf-8")
+LLAMA_BENCH_COLUMNS = LLAMA_BENCH_CSV.splitlines()[0].split(",")
 
 
 def row(*speeds: float, **changes: Any) -> dict[str, Any]:
@@ -88,8 +66,15 @@ def document(rows: Sequence[dict[str, Any]] = (), *, date: str = "2026-11-22T01:
     """A document of these rows; of one generation and one prompt test without any."""
     prompt = row(
         *(800.0, 810.0, 790.0),
-        **{"n_prompt": 128, "n_gen": 0, "test": "pp128", "ttft_ns": 160_000_000, "bytes_per_s": None, "bandwidth_share": None},
-        **{"flops": 57e9, "matrix_share": 0.57, "samples_ns": [160_000_000, 158_024_691, 162_025_316]},
+        n_prompt=128,
+        n_gen=0,
+        test="pp128",
+        samples_ns=[160_000_000, 158_024_691, 162_025_316],
+        ttft_ns=160_000_000,
+        bytes_per_s=None,
+        bandwidth_share=None,
+        flops=57e9,
+        matrix_share=0.57,
     )
     return Document(
         **{

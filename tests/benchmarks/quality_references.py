@@ -27,25 +27,31 @@ PROGRAM = os.environ.get("TINYEDGE_LLAMA_PERPLEXITY") or shutil.which("llama-per
 Floats = npt.NDArray[np.float32]
 
 
-def llama_perplexity(*arguments: str | Path) -> str:
-    """What the program says, run with the ggml library that we use: another build rounds otherwise in the fifth digit."""
+def llama_perplexity(*arguments: str | Path, until: str) -> str:
+    """What the program says, run with the ggml library that we use: another build rounds otherwise in the fifth digit.
+
+    It does not wait for its logging thread at its end, so that now and then the last lines are lost; `until` is in those.
+    """
     if not PROGRAM:
         pytest.skip("there is no llama-perplexity: name one with TINYEDGE_LLAMA_PERPLEXITY")
-    command = [PROGRAM, *map(str, arguments), "-t", "1"]
     found = importlib.util.find_spec("llama_cpp")
     assert found is not None and found.origin is not None
     folder = str(Path(found.origin).parent / "lib")
     environment = os.environ | {"LD_LIBRARY_PATH": folder, "DYLD_LIBRARY_PATH": folder}
-    done = subprocess.run(command, capture_output=True, timeout=300, check=False, env=environment)
-    text = (done.stdout + done.stderr).decode("utf-8", "replace")
-    assert done.returncode == 0, text
+    command = [PROGRAM, *map(str, arguments), "-t", "1"]
+    for _ in range(10):
+        done = subprocess.run(command, capture_output=True, timeout=300, check=False, env=environment)
+        text = (done.stdout + done.stderr).decode("utf-8", "replace")
+        assert done.returncode == 0, text
+        if until in text:
+            break
     return text
 
 
 def printed(text: str) -> dict[str, list[str]]:
     """The numbers behind each name in llama-perplexity's statistics of a divergence, as they are printed."""
     lines = (re.fullmatch(r"\s*(.+?)\s*: +(-?\d.*)", line) for line in text.splitlines())
-    return {match[1]: re.findall(r"-?\d+\.\d+", match[2]) for match in lines if match}
+    return {match[1]: re.findall(r"-?\d+\.\d+", match[2]) for match in lines if match and " I " not in match[1]}
 
 
 def logits_of(model: Model, window: Sequence[int]) -> Floats:
@@ -58,8 +64,14 @@ def logits_of(model: Model, window: Sequence[int]) -> Floats:
 
 def loss(row: Sequence[float], target: int) -> float:
     """The negative log-likelihood of `target`, in nats."""
+    return -log_probabilities(row)[target]
+
+
+def log_probabilities(row: Sequence[float]) -> list[float]:
+    """The natural logarithm of each token's probability."""
     highest = max(row)
-    return math.log(math.fsum(math.exp(value - highest) for value in row)) + highest - row[target]
+    total = math.log(math.fsum(math.exp(value - highest) for value in row)) + highest
+    return [value - total for value in row]
 
 
 def in_16_bits(row: Floats) -> npt.NDArray[np.float64]:
@@ -78,8 +90,8 @@ def kl_statistics(
     """Every figure that llama-perplexity prints, by its name for it, with its error where it has one."""
     losses, base_losses, divergences, changes, same = [], [], [], [], 0
     for row, base_row, target in zip(rows, base_rows, targets, strict=True):
-        ours = [-loss(row.tolist(), token) for token in range(len(row))]
-        bases = in_16_bits(base_row).tolist() if rounded else [-loss(base_row.tolist(), token) for token in range(len(row))]
+        ours = log_probabilities(row.tolist())
+        bases = in_16_bits(base_row).tolist() if rounded else log_probabilities(base_row.tolist())
         losses.append(-ours[target])
         base_losses.append(-bases[target])
         cut = -16.0 if rounded else -math.inf

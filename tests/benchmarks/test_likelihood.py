@@ -132,6 +132,20 @@ def test_after_an_interruption_nothing_is_built_on_what_was_half_read(demo: Open
     assert [each.logprob for each in found] == pytest.approx([each.logprob for each in expected], abs=1e-4)
 
 
+def test_recurrent_states(tmp_path: Path) -> None:
+    from test_hostile_runtime import mamba_file
+
+    with open_model(mamba_file(tmp_path / "mamba.gguf"), threads=1, backend="cpu", context=CONTEXT) as model:
+        requests = drawn(model.model.vocabulary_size)
+        expected = one_by_one(model, requests)
+        with Scorer(model.model, model.plan, context=CONTEXT) as scorer:
+            for _ in range(2):
+                found = scorer.score(requests)
+                assert [each.logprob for each in found] == pytest.approx([each.logprob for each in expected], abs=1e-4)
+            alone = sum(min(CONTEXT, len(each.context) + len(each.tokens) - 1) for each in requests)
+            assert scorer.read_tokens < 2 * 0.6 * alone
+
+
 def test_edges(demo: OpenModel) -> None:
     with Scorer(demo.model, demo.plan, context=CONTEXT) as scorer:
         assert scorer.score([]) == []

@@ -235,6 +235,7 @@ def test_numbers_that_cannot_be_are_one_sentence(
     with pytest.raises(PeerError) as caught:
         peer.sample(Case(prompt=8, generate=8, threads=1))
     assert problem in caught.value.problem
+    assert double.loaded == set()
     assert caught.value.problem.isprintable()
     peer.close()
     assert double.models == {}
@@ -266,6 +267,23 @@ def test_what_could_not_be_removed_is_said(model: Path, facts: ModelFacts, doubl
     assert list(peer.notes) == [f"ollama could not be told to remove what it was given: ollama rm {name}"]
 
 
+def test_ctrl_c_is_not_hidden_by_a_server_that_hangs_too(
+    model: Path, facts: ModelFacts, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = open_peer("ollama", model, facts)
+
+    def interrupted(*_: Any) -> dict[str, Any]:
+        double.shutdown()
+        double.server_close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OllamaServer, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        peer.sample(Case(prompt=8, generate=8, threads=1))
+    peer.close()
+    assert [note.partition(" ")[0] for note in peer.notes] == ["ollama", "ollama"]
+
+
 @pytest.mark.parametrize(
     ("address", "host", "port", "here"),
     [
@@ -285,7 +303,7 @@ def test_addresses_are_read_as_ollama_reads_them(address: str, host: str, port: 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://x", "http://x:99999", "http://[::1", "x:port"])
 def test_an_address_that_is_none_is_one_sentence(address: str) -> None:
-    with pytest.raises(PeerError, match="OLLAMA_HOST (names|is not)"):
+    with pytest.raises(PeerError, match=r"OLLAMA_HOST (names|is not)"):
         OllamaServer(address)
 
 

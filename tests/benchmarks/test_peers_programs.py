@@ -108,12 +108,18 @@ def _real_llama_bench() -> str:
     [
         Case(prompt=32, generate=0, threads=1),
         Case(prompt=0, generate=8, threads=1, depth=16),
-        Case(prompt=16, generate=8, threads=2, kv_type="Q8_0"),
+        Case(prompt=16, generate=8, threads=1, kv_type="Q8_0"),
+        Case(prompt=32, generate=0, threads=1, sequences=4),
+        Case(prompt=0, generate=8, threads=1, sequences=3),
+        Case(prompt=0, generate=8, depth=16, threads=1, sequences=2, kv_type="Q8_0"),
+        Case(prompt=16, generate=8, threads=1, sequences=2),
     ],
     ids=lambda case: str(case.name),
 )
 def test_the_real_llama_bench_measures_every_kind_of_case(model: Path, facts: ModelFacts, case: Case) -> None:
     peer = open_peer(f"llama-bench={_real_llama_bench()}", model, facts)
+    if case.sequences > 1 and peer.supports(case):
+        pytest.skip(str(peer.supports(case)))
     assert (peer.name, peer.supports(case)) == ("llama-bench", None)
     assert peer.version.rpartition(" ")[0]
     assert 0 < peer.sample(case) < 60
@@ -130,20 +136,16 @@ def test_seconds_are_those_that_llama_bench_recorded(tmp_path: Path, model: Path
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        (Case(prompt=512, generate=0, threads=4), "-t 4 -ctk f16 -ctv f16 -d 0 -p 512 -n 0 -ngl 0 -dev none"),
-        (Case(prompt=0, generate=128, threads=4, depth=64), "-t 4 -ctk f16 -ctv f16 -d 64 -p 0 -n 128 -ngl 0 -dev none"),
-        (Case(prompt=9, generate=8, threads=4), "-t 4 -ctk f16 -ctv f16 -d 0 -p 0 -n 0 -pg 9,8 -ngl 0 -dev none"),
-        (
-            Case(prompt=9, generate=0, threads=1, kv_type="Q8_0", backend="cuda"),
-            "-t 1 -ctk q8_0 -ctv q8_0 -d 0 -p 9 -n 0 -ngl 99",
-        ),
+        (Case(prompt=512, generate=0, threads=4), "-t 4 -ctk f16 -ctv f16 -ngl 0 -dev none -d 0 -p 512 -n 0"),
+        (Case(prompt=0, generate=128, threads=4, depth=64), "-t 4 -ctk f16 -ctv f16 -ngl 0 -dev none -d 64 -p 0 -n 128"),
+        (Case(prompt=9, generate=8, threads=4), "-t 4 -ctk f16 -ctv f16 -ngl 0 -dev none -d 0 -p 0 -n 0 -pg 9,8"),
+        (Case(prompt=9, generate=0, threads=1, kv_type="Q8_0"), "-t 1 -ctk q8_0 -ctv q8_0 -ngl 0 -dev none -d 0 -p 9 -n 0"),
+        (Case(prompt=9, generate=0, threads=1, backend="cuda"), "-t 1 -ctk f16 -ctv f16 -ngl 99 -d 0 -p 9 -n 0"),
     ],
 )
 def test_llama_bench_is_asked_for_the_case(tmp_path: Path, model: Path, facts: ModelFacts, case: Case, expected: str) -> None:
-    asked = "dict(n_prompt={}, n_gen={}, n_depth={}, n_threads={})".format(
-        *(case.prompt, case.generate, case.depth, case.threads)
-    )
-    _bench(tmp_path, f"json.dumps([recorded | {asked}])", "CUDA, CPU")
+    asked = {"n_prompt": case.prompt, "n_gen": case.generate, "n_depth": case.depth, "n_threads": case.threads}
+    _bench(tmp_path, f"json.dumps([recorded | {asked!r}])", "CUDA, CPU")
     peer = open_peer(f"llama-bench={tmp_path}", model, facts)
     assert peer.supports(case) is None
     peer.sample(case)
@@ -154,11 +156,69 @@ def test_llama_bench_is_asked_for_the_case(tmp_path: Path, model: Path, facts: M
 def test_cases_that_llama_bench_does_not_have_are_named(tmp_path: Path, model: Path, facts: ModelFacts) -> None:
     _bench(tmp_path, "''")
     peer = open_peer(f"llama-bench={tmp_path}", model, facts)
-    assert peer.supports(Case(prompt=8, generate=0, threads=1, sequences=4)) == "llama-bench measures one sequence only"
+    assert peer.supports(Case(prompt=8, generate=0, threads=1, sequences=4)) == (
+        "llama-bench measures one sequence only, and llama-batched-bench is not beside it"
+    )
     assert peer.supports(Case(prompt=8, generate=0, threads=1, backend="cuda")) == "this llama-bench was built for CPU only"
     _bench(tmp_path, "''", "CUDA", HELP.splitlines()[0])
     old = open_peer(f"llama-bench={tmp_path}", model, facts)
     assert "too old for --device none" in str(old.supports(Case(prompt=8, generate=0, threads=1)))
+
+
+# What llama-batched-bench (llama.cpp 0c1e570) printed for -npp 0 -ntg 8 -npl 4 -t 1 -tb 1 -c 32 --output-format jsonl.
+BATCHED = (
+    '{"n_kv_max": 1024, "n_batch": 2048, "n_ubatch": 512, "flash_attn": -1, "is_pp_shared": 0, "n_gpu_layers": 0, '
+    '"n_threads": 1, "n_threads_batch": 1, "pp": 0, "tg": 8, "pl": 4, "n_kv": 32, "t_pp": 0.000000, "speed_pp": -nan, '
+    '"t_tg": 0.009560, "speed_tg": 3347.280273, "t": 0.009560, "speed": 3347.280273}'
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "outcome"),
+    [
+        (Case(prompt=0, generate=8, threads=1, sequences=4), {}, 0.00956),
+        (Case(prompt=0, generate=8, depth=64, threads=1, sequences=4), {'"pp": 0': '"pp": 64', "0.000000": "9.5"}, 0.00956),
+        (Case(prompt=64, generate=8, threads=1, sequences=4), {'"pp": 0': '"pp": 64', "0.000000": "9.5"}, 9.50956),
+        (Case(prompt=0, generate=9, threads=1, sequences=4), {}, "measured another test than tg9 x4"),
+        (
+            Case(prompt=0, generate=8, threads=1, sequences=4),
+            {"0.009560": "-nan"},
+            "gave no time for tg8 x4",
+        ),
+        (Case(prompt=0, generate=8, threads=1, sequences=4), {"}": ""}, "printed something else than the row of one test"),
+        (Case(prompt=0, generate=8, threads=1, sequences=4), {"{": "x"}, "printed something else than the row of one test"),
+    ],
+)
+def test_several_sequences_are_what_llama_batched_bench_recorded(
+    tmp_path: Path, model: Path, facts: ModelFacts, case: Case, changes: dict[str, str], outcome: float | str
+) -> None:
+    line = BATCHED
+    for old, new in changes.items():
+        line = line.replace(old, new)
+    _bench(tmp_path, "''")
+    _script(tmp_path / "llama-batched-bench", f"print(); print({line!r}); print()")
+    peer = open_peer(f"llama-bench={tmp_path}", model, facts)
+    assert peer.supports(case) is None
+    if isinstance(outcome, float):
+        assert peer.sample(case) == pytest.approx(outcome)
+    else:
+        with pytest.raises(PeerError, match=outcome):
+            peer.sample(case)
+    assert "no depth before a prompt" in str(peer.supports(replace(case, prompt=8, depth=8)))
+
+
+def test_a_llama_batched_bench_that_lost_its_answer_is_asked_again(tmp_path: Path, model: Path, facts: ModelFacts) -> None:
+    _bench(tmp_path, "''")
+    _script(
+        tmp_path / "llama-batched-bench",
+        f"""
+if os.path.exists({str(tmp_path / "second")!r}):
+    print({BATCHED!r})
+open({str(tmp_path / "second")!r}, "w").close()
+""",
+    )
+    peer = open_peer(f"llama-bench={tmp_path}", model, facts)
+    assert peer.sample(Case(prompt=0, generate=8, threads=1, sequences=4)) == pytest.approx(0.00956)
 
 
 @pytest.mark.parametrize(

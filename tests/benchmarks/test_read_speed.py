@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from formats_documents import LLAMA_BENCH_CSV, LLAMA_BENCH_JSONL, document, row
+
 from tinyedge.errors import ResultFileError
 from tinyedge_bench.result_files import Document
 from tinyedge_bench.speed.formats import append_sqlite, render
@@ -60,7 +63,9 @@ def test_llama_benchs_csv_has_means_but_no_samples(tmp_path: Path) -> None:
     assert read_document(path).machine["cpu"] == "AMD EPYC"
 
 
-@pytest.mark.parametrize("text", [LLAMA_BENCH_JSONL, f"[{LLAMA_BENCH_JSONL}]", json.dumps([json.loads(LLAMA_BENCH_JSONL)], indent=2)])
+@pytest.mark.parametrize(
+    "text", [LLAMA_BENCH_JSONL, f"[{LLAMA_BENCH_JSONL}]", json.dumps([json.loads(LLAMA_BENCH_JSONL)], indent=2)]
+)
 def test_llama_benchs_json_has_samples(tmp_path: Path, text: str) -> None:
     path = tmp_path / "old"
     path.write_text(text)
@@ -74,7 +79,9 @@ def test_llama_benchs_database_is_read(tmp_path: Path) -> None:
     path = tmp_path / "llama-bench.sqlite"
     head, *lines = LLAMA_BENCH_CSV.splitlines()
     with closing(sqlite3.connect(path)) as database:
-        database.execute(f"CREATE TABLE llama_bench ({head.replace('avg_ts', 'avg_ts REAL').replace('n_gen', 'n_gen INTEGER')})")
+        database.execute(
+            f"CREATE TABLE llama_bench ({head.replace('avg_ts', 'avg_ts REAL').replace('n_gen', 'n_gen INTEGER')})"
+        )
         for line in lines:
             database.execute(f"INSERT INTO llama_bench VALUES ({line.replace(chr(34), chr(39))})")
         database.commit()
@@ -104,7 +111,7 @@ def _line(change: Callable[[dict[str, object]], object]) -> str:
     return json.dumps(value) + "\n"
 
 
-_GOOD = _line(lambda value: None)
+_GOOD = _line(dict)
 _HOSTILE = {
     "nothing": (b"", "is empty"),
     "blank": (b" \n\n", "is empty"),
@@ -117,7 +124,10 @@ _HOSTILE = {
     "NaN": (_line(lambda v: v.update(avg_ts=float("nan"))).encode(), "is not JSON"),
     "infinity": (_line(lambda v: v.update(samples_ts=[1e308 * 10])).encode(), "is not JSON"),
     "infinity by digits": (_GOOD.replace("102.0", "1e999").encode(), "has no number where a number must be"),
-    "text for a number": (_line(lambda v: v.update(samples_ts=["fast"])).encode(), r"result 1 of .* has no number .*\(samples_ts\)"),
+    "text for a number": (
+        _line(lambda v: v.update(samples_ts=["fast"])).encode(),
+        r"result 1 of .* has no number .*\(samples_ts\)",
+    ),
     "true for a number": (_line(lambda v: v.update(n_threads=True)).encode(), r"has no number where .*\(n_threads\)"),
     "number for a text": (_line(lambda v: v.update(model_type=4)).encode(), r"has no text where .*\(model_type\)"),
     "object for a list": (_line(lambda v: v.update(samples_ns={})).encode(), r"has no list where .*\(samples_ns\)"),
@@ -165,10 +175,19 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, name: str) ->
     [
         ("CREATE TABLE diary (line TEXT)", "has no table of results"),
         ("CREATE TABLE tinyedge_bench (mine TEXT)", "another table named tinyedge_bench"),
-        ("CREATE VIEW tinyedge_bench AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i AS schema FROM n", "another"),
+        (
+            "CREATE VIEW tinyedge_bench AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n",
+            "another",
+        ),
         ("CREATE TABLE tinyedge_bench (schema, kind, document AS (zeroblob(1000000000)))", "another table"),
-        ("CREATE TABLE tinyedge_bench (schema, kind, document); INSERT INTO tinyedge_bench VALUES (1, 'speed', x'00')", "neither"),
-        ("CREATE TABLE tinyedge_bench (schema, kind, document); INSERT INTO tinyedge_bench VALUES (1, 'speed', '{')", "is not JSON"),
+        (
+            "CREATE TABLE tinyedge_bench (schema, kind, document); INSERT INTO tinyedge_bench VALUES (1, 'speed', x'00')",
+            "neither",
+        ),
+        (
+            "CREATE TABLE tinyedge_bench (schema, kind, document); INSERT INTO tinyedge_bench VALUES (1, 'speed', '{')",
+            "is not JSON",
+        ),
         ("CREATE TABLE tinyedge_bench (schema, kind, document)", "holds no results"),
     ],
 )
@@ -190,6 +209,28 @@ def test_a_database_cut_anywhere_is_one_sentence_or_whole(tmp_path: Path) -> Non
         path.write_bytes(data[:size])
         with pytest.raises(ResultFileError):
             read_speed(path)
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "sqlite"])
+def test_a_file_with_changed_bytes_is_read_or_one_sentence(tmp_path: Path, form: str) -> None:
+    data = _write(document(), tmp_path / "whole", form).read_bytes()
+    path = tmp_path / "changed"
+    draw = random.Random(7)
+    refused = 0
+    for _ in range(150):
+        changed = bytearray(data)
+        for _ in range(draw.randint(1, 8)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        path.write_bytes(changed)
+        try:
+            render(read_document(path), "md")
+            read_speed(path)
+        except ResultFileError:
+            refused += 1
+        if form == "sqlite":
+            with contextlib.suppress(ResultFileError):
+                append_sqlite(document(), path)
+    assert refused > 20
 
 
 def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import date
 from urllib.parse import urlsplit
 
 import pytest
+
 from tinyedge_bench.speed.references import Reference, all_references, references_for
 
 _TINYLLAMA = 1_100_048_384
@@ -40,6 +41,7 @@ def test_other_sizes_and_far_types_do_not() -> None:
     assert references_for(3_836_672, "F16") == ()
     assert references_for(0, "Q4_0") == ()
     assert not any(each.bits == 4 for each in references_for(_TINYLLAMA, "F16"))
+    assert references_for(7_241_732_096, "llama 7B F16") == ()
     assert {each.model for each in references_for(7_241_732_096, "llama 7B Q4_K - Medium")} == {"Llama 2 7B"}
 
 

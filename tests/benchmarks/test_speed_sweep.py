@@ -61,7 +61,7 @@ def test_neighbours_change_so_that_no_case_always_follows_the_same_one() -> None
     followed = Counter(
         pair for number in range(6) for pair in zip(order("ABC", number), order("ABC", number)[1:], strict=False)
     )
-    assert set(followed) == {pair for pair in permutations("ABC", 2)}
+    assert set(followed) == set(permutations("ABC", 2))
     assert all(followed[first, second] == followed[second, first] for first, second in combinations("ABC", 2))
 
 

@@ -26,7 +26,7 @@ from tinyedge_quantize.recipes import find_recipe
 
 DEMO = demo_tokenizer().parent
 WORDS = "the old king went down to the river and saw a white bird that sang of winter snow while his two sons slept by the fire"
-# What llama.cpp's llama-perplexity (of llama-cpp-python 0.3.36) says of TEXT and the files `tinyedge quantize demo -t F16` and `-t Q4_K_M`:
+# What llama-perplexity (of llama-cpp-python 0.3.36) says of the text below and `tinyedge quantize demo -t F16` and `-t Q4_K_M`:
 #   llama-perplexity -m demo-F16.gguf -f t.txt -c 256 -b 256 -t 1 --kl-divergence-base base.kld
 #   llama-perplexity -m demo-Q4_K_M.gguf -f t.txt -c 256 -b 256 -t 1 --kl-divergence --kl-divergence-base base.kld
 PERPLEXITY, BASE_PERPLEXITY, MEAN_KL, SAME_TOP = 1077.039354, 1059.5016, 0.005985, 0.90551
@@ -158,26 +158,51 @@ def test_what_concerns_all_types_is_one_sentence(
     assert not list(tmp_path.glob(".tinyedge-sweep-*"))
 
 
-def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
-    text = _text(tmp_path)
-    code = (
-        "import sys; from pathlib import Path;"
-        "from tinyedge_bench.quality.sweep import *; from tinyedge_bench.quality.text import Text;"
-        "sweep(SweepWishes(checkpoint=Path(sys.argv[1]), types=('Q8_0', 'Q6_K', 'Q4_K_M'), text=Text(path=Path(sys.argv[2])),"
-        " context=64, runs=1000))"
-    )
-    work = tmp_path / "work"
+def test_ctrl_c_leaves_no_files_and_shows_what_was_measured(tmp_path: Path) -> None:
+    work, text = tmp_path / "work", _text(tmp_path)
     work.mkdir()
+    command = [sys.executable, "-m", "tinyedge", "eval", "sweep", str(DEMO), "--types", "Q8_0,Q6_K,Q4_K_M", "--json"]
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(DEMO), str(text.path)], env=os.environ | {"TMPDIR": str(work)}, stderr=subprocess.PIPE
+        [*command, "--text", str(text.path), "--ctx", "64", "--runs", "1000"],
+        env=os.environ | {"TMPDIR": str(work)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     until = time.monotonic() + 60
     while not list(work.glob("*/demo-Q6_K.gguf")) and time.monotonic() < until:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert b"KeyboardInterrupt" in errors
+    shown, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (130, b"interrupted\n")
+    document = json.loads(shown)
+    assert document["results"][0]["type"] == "Q8_0"
+    assert document["missing"][-1] == {"what": "the rest", "reason": "the sweep was interrupted"}
     assert list(work.iterdir()) == []
+
+
+def test_the_command_shows_a_table_a_plot_and_what_the_figures_are(tmp_path: Path) -> None:
+    saved = tmp_path / "sweep.json"
+    command = [sys.executable, "-m", "tinyedge", "eval", "sweep", str(DEMO), "--types", "Q8_0,Q4_0,IQ1_S", "--plot"]
+    options = ["--ctx", "256", "--chunks", "1", "--runs", "1", "--prompt", "8", "--generate", "0", "-o", str(saved)]
+    given = {"input": _text(tmp_path).path.read_bytes(), "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    done = subprocess.run([*command, *options, "--text", "-"], capture_output=True, timeout=120, **given)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    head, _, base, first, second, *plot = done.stdout.decode().splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == [
+        *("type", "size", "bits", "perplexity", "mean KLD", "same top", "prompt t/s", "Pareto")
+    ]
+    assert base.startswith("| BF16 (base)") and first.startswith("| Q8_0") and second.startswith("| Q4_0")
+    assert "yes |" in first and "yes |" in second and "yes" not in base
+    assert any("Q4_0" in line for line in plot)
+    notes = done.stderr.decode()
+    assert "the base is BF16, which holds the checkpoint's weights unchanged; 127 tokens of standard input scored" in notes
+    assert "the median of 1 run of 8 prompt tokens, interleaved" in notes
+    assert "missing: IQ1_S (tensor blk.0" in notes
+    assert read_json_document(saved).results[0]["type"] == "Q8_0"
+    before = saved.read_bytes()
+    saved.write_bytes(b"someone's notes")
+    refused = subprocess.run([*command, *options, "--text", "-"], capture_output=True, timeout=120, **given)  # type: ignore[call-overload]
+    assert refused.returncode == OutputError.exit_code and saved.read_bytes() == b"someone's notes" != before
 
 
 def test_the_header_of_a_kept_file_names_its_type(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from tinyedge.backends import Request, wished_context
 from tinyedge.chat.chat_template import ChatTemplate, Message
 from tinyedge.errors import EvaluationError, TemplateError
 from tinyedge.gguf_split import read_model
+from tinyedge.model_facts import describe_model
 from tinyedge.model_identity import model_identity
-from tinyedge.model_probe import runnable_facts
 from tinyedge_bench.harness.generation import Choice, Continuing, Generator
 from tinyedge_bench.quality.likelihood import Continuation, Scorer
-from tinyedge_bench.quality.models import load_model, plan_model
+from tinyedge_bench.quality.models import open_model
 from tinyedge_bench.result_files import build_object
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm_eval's order of precedence
@@ -60,21 +60,18 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         path = Path(pretrained)
-        facts = runnable_facts(path)
-        gguf = read_model(path)
-        self._path, self._gguf = path, gguf
-        self.max_length: int = ctx or wished_context(facts, Request())
+        self._path, self._gguf = path, read_model(path)
+        self.max_length: int = ctx or wished_context(describe_model(self._gguf), Request())
         self.max_gen_toks = max_gen_toks
         self.batch_size = _side_by_side(batch_size, max_batch_size)
         self._batch = batch
-        planned = plan_model(
-            facts,
+        self._opened = open_model(
+            path,
             threads=threads,
             backend=_BACKENDS.get(str(device).split(":")[0], backend) if backend == "auto" else backend,
             gpu_layers=gpu_layers,
             context=self.max_length,
         )
-        self._opened = load_model(path, planned)
         self._model = self._opened.model
         self._scorer: Scorer | None = None
         self._chat: ChatTemplate | None = None

@@ -3,7 +3,7 @@
 A sample is one run of `llama-bench -r 1`: it loads the model, warms up (the whole prompt, one generated token), fills the
 cache to the depth, and times its own calls to llama_decode over random tokens, without tokenizing and without sampling
 (tools/llama-bench/llama-bench.cpp, `test_prompt` and `test_gen`). Threads, KV type and backend are the case's; batch sizes
-and flash attention are its defaults.
+and flash attention are its defaults. Several sequences are measured with llama-batched-bench, where it is in the same folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from tinyedge.backends import BY_WORD
 from tinyedge.errors import PeerError
 from tinyedge.model_facts import ModelFacts
+from tinyedge_bench.peers.llama_batched_bench import NAME as BATCHED
+from tinyedge_bench.peers.llama_batched_bench import batched_arguments, batched_seconds
 from tinyedge_bench.peers.peer import patience_s, quoted
 from tinyedge_bench.peers.program import run_program
 from tinyedge_bench.speed.cases import Case
@@ -43,19 +45,22 @@ class LlamaBench:
         if "," in str(model.absolute()):
             raise PeerError(f"{NAME} takes a comma in a path for two paths: {quoted(str(model))}", "rename it")
         self._program = program
-        self._model = model
+        self._batched = Path(program).with_name(BATCHED)
+        self._model = model.absolute()
         self._facts = facts
         options = run_program(NAME, [program, "--help"], _HELP_S)
         if "--n-depth" not in options:
             raise PeerError(f"{quoted(program)} is not a llama-bench, or one from before it knew --n-depth", _WHERE)
         self._chooses_device = "--device" in options
-        row = self._run(["-p", "1", "-n", "0", "-ngl", "0"], 1)
-        self.version = f"{row.get('build_commit')!s:.40} ({row.get('build_number')!s:.20})"
+        row = self._run(["-p", "1", "-n", "0", "-ngl", "0"], patience_s(facts.weight_bytes, 2))
+        self.version = quoted(f"{row.get('build_commit')} ({row.get('build_number')})")
         self._backends = {name.strip() for name in str(row.get("backends", "")).split(",")}
 
     def supports(self, case: Case) -> str | None:
-        if case.sequences > 1:
-            return "llama-bench measures one sequence only"
+        if case.sequences > 1 and not self._batched.is_file():
+            return "llama-bench measures one sequence only, and llama-batched-bench is not beside it"
+        if case.sequences > 1 and case.prompt and case.depth:
+            return "llama-batched-bench has no depth before a prompt"
         if case.backend != "cpu" and not self._backends & _OTHER_NAMES.get(case.backend, {BY_WORD[case.backend].title}):
             return f"this llama-bench was built for {', '.join(sorted(map(quoted, self._backends)))} only"
         if case.backend == "cpu" and self._backends - _HELPERS and not self._chooses_device:
@@ -63,9 +68,12 @@ class LlamaBench:
         return None
 
     def sample(self, case: Case) -> float:
-        arguments = ["-t", str(case.threads), "-ctk", case.kv_type.lower(), "-ctv", case.kv_type.lower()]
-        arguments += ["-d", str(case.depth), *_test(case), *self._where(case)]
-        row = self._run(arguments, case.positions + case.prompt + 1)
+        arguments = ["-t", str(case.threads), "-ctk", case.kv_type.lower(), "-ctv", case.kv_type.lower(), *self._where(case)]
+        patience = patience_s(self._facts.weight_bytes, case.positions + case.prompt + 1)
+        if case.sequences > 1:
+            arguments = ["-m", str(self._model), *arguments, *batched_arguments(case)]
+            return batched_seconds(self._batched, arguments, case, patience)
+        row = self._run([*arguments, "-d", str(case.depth), *_test(case)], patience)
         nanoseconds = row.get("samples_ns")
         asked = {"n_prompt": case.prompt, "n_gen": case.generate, "n_depth": case.depth, "n_threads": case.threads}
         if any(row.get(key) != count for key, count in asked.items()):
@@ -83,10 +91,10 @@ class LlamaBench:
             return ["-ngl", "99"]
         return ["-ngl", "0", *(["-dev", "none"] if self._chooses_device else [])]
 
-    def _run(self, arguments: list[str], tokens: int) -> dict[str, Any]:
+    def _run(self, arguments: list[str], timeout_s: float) -> dict[str, Any]:
         """The one row of its JSON output."""
-        command = [self._program, "-m", str(self._model.absolute()), *arguments, "-r", "1", "-o", "json"]
-        output = run_program(NAME, command, patience_s(self._facts.weight_bytes, tokens))
+        command = [self._program, "-m", str(self._model), *arguments, "-r", "1", "-o", "json"]
+        output = run_program(NAME, command, timeout_s)
         try:
             rows = json.loads(output)
         except (ValueError, RecursionError) as error:

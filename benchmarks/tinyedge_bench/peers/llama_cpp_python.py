@@ -69,7 +69,7 @@ class LlamaCppPython:
     """`Llama` on the GGUF file `model`."""
 
     name = NAME
-    notes: tuple[str, ...] = ()
+    notes = ("llama-cpp-python ran as its class Llama does by default: flash attention only with a quantized KV cache",)
 
     def __init__(self, model: Path, facts: ModelFacts) -> None:
         self.version = installed_version(NAME, "reinstall tinyedge, which needs it, or leave --peer out")

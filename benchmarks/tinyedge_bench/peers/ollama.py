@@ -9,7 +9,8 @@ starts that clock after it (runner/llamarunner/runner.go, `processBatch`), so n 
 
 Prompts are random words that are one token each, since the API takes text; the first word is another one in every request,
 so that no prompt is answered from the server's cache. The API has no option to go on after an end-of-text token: when the
-model ends early, the time per token is taken from those that came, and `notes` says so.
+model ends early, the time per token is taken from those that came, and `notes` says so. Flash attention is as the server was
+started with (OLLAMA_FLASH_ATTENTION).
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Ollama:
         return None
 
     def sample(self, case: Case) -> float:
-        self._generate(case, case.prompt or 1, 1)
         try:
+            self._generate(case, case.prompt or 1, 1)
             answer = self._longest(case)
             self._check_device(case)
         finally:
@@ -142,7 +143,13 @@ class Ollama:
         return " ".join([first, *self._draw.choices(self._words, k=max(0, tokens - self._beginning - 1))])
 
     def _unload(self) -> None:
-        self._server.ask("POST", "/api/generate", {"model": self._model, "keep_alive": 0, "stream": False}, _SHORT_S)
+        question = {"model": self._model, "keep_alive": 0, "stream": False}
+        try:
+            unloaded = self._server.status("POST", "/api/generate", question, _SHORT_S) == 200
+        except PeerError:
+            unloaded = False
+        if not unloaded:
+            self._note("ollama did not unload its model after a run, so the others had less memory")
 
     def _check_device(self, case: Case) -> None:
         """Raises PeerError when a GPU was asked for and the server did without."""

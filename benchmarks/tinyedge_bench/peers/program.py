@@ -38,11 +38,12 @@ def run_program(name: str, command: Sequence[str], timeout_s: float, environment
         raise PeerError(f"{name} did not finish within {timeout_s:.0f} s", _BY_HAND) from None
     finally:
         _end(process)
+    text = output.text()
     if output.overflowed:
         raise PeerError(f"{name} printed more than {MOST_OUTPUT >> 20} MiB where a short answer was expected", _BY_HAND)
     if status:
         raise PeerError(f"{name} {_how_it_ended(status)}{_last_words(errors.text())}", _BY_HAND)
-    return output.text()
+    return text
 
 
 class _Tail:

@@ -18,7 +18,7 @@ from tinyedge_bench.quality.likelihood import Continuation, Progress, Scorer
 from tinyedge_bench.quality.models import OpenModel
 from tinyedge_bench.quality.tasks import Question, Task
 
-_AT_ONCE = 64  # questions whose tokens are held at a time, and after which progress is told
+_AT_ONCE = 64  # questions whose tokens are held at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +106,19 @@ def answers(
         for start in range(0, len(questions), _AT_ONCE):
             part = questions[start : start + _AT_ONCE]
             asked = [_requests(model.model, task.opening(question.subject, shots), question) for question in part]
-            found = iter(scorer.score([request for requests in asked for request in requests]))
+            told = None if progress is None else _scaled(progress, start, len(part), len(questions))
+            found = iter(scorer.score([request for requests in asked for request in requests], told))
             for question, requests in zip(part, asked, strict=True):
                 yield Answered(
                     question=question,
                     logprobs=tuple(one.logprob for one in islice(found, len(requests))),
                     cut=any(len(one.context) + len(one.tokens) > scorer.context + 1 for one in requests),
                 )
-            if progress is not None:
-                progress(start + len(part), len(questions))
+
+
+def _scaled(progress: Progress, start: int, count: int, total: int) -> Progress:
+    """Tells `progress` of requests done as the share of `count` questions after the first `start`, of `total`."""
+    return lambda done, requests: progress(start + count * done // requests, total)
 
 
 def encode_pair(model: Model, context: str, continuation: str) -> Continuation:

@@ -21,7 +21,8 @@ from tinyedge.native.model import Model
 from tinyedge.native.sequences import Floats, SequenceContext
 from tinyedge_bench.quality.shared_prefixes import Text, Tokens, arrange, groups, shared
 
-_SIDE_BY_SIDE = 64  # texts in one context: enough short answers for full batches; a recurrent model keeps a state for each
+_SIDE_BY_SIDE = 64  # texts in one context: enough short answers for full batches
+_STATES = 8  # those of a recurrent or hybrid model, which keeps a state of up to 60 MB (granite 4 tiny) for each
 _LOGITS_BYTES = 64 << 20  # of the logits that one batch may give: 524 rows of a vocabulary of 32,000
 
 _Sums = npt.NDArray[np.float64]
@@ -83,10 +84,12 @@ class Scorer:
         self.context = context
         self.read_tokens = 0
         self._cells = max(context, 2 * batch)
-        self._rows = max(_SIDE_BY_SIDE, min(batch, _LOGITS_BYTES // (4 * model.vocabulary_size)))  # llama.cpp wants one each
+        self._shares_cells = _shares_cells(model, plan)
+        self._texts = _SIDE_BY_SIDE if self._shares_cells else _STATES
+        self._rows = max(self._texts, min(batch, _LOGITS_BYTES // (4 * model.vocabulary_size)))  # llama.cpp wants one each
         settings = context_settings(plan, outputs=self._rows)
         self._native = SequenceContext(
-            model, replace(settings, context=self._cells, batch=batch, sequences=_SIDE_BY_SIDE, unified=True)
+            model, replace(settings, context=self._cells, batch=batch, sequences=self._texts, unified=True)
         )
         self._held = Text(())
 
@@ -109,7 +112,7 @@ class Scorer:
         texts = {number: self._read_part(request) for number, request in enumerate(requests) if request.tokens}
         sums, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=np.bool_)
         done = len(requests) - len(texts)
-        for group in groups(texts, tokens=self._cells, branches=_SIDE_BY_SIDE):
+        for group in groups(texts, tokens=self._cells, branches=self._texts):
             arranged = arrange(list(dict.fromkeys(texts[number] for number in group)))
             by_tokens = {text.tokens: text for text in arranged}
             for number in group:
@@ -137,10 +140,13 @@ class Scorer:
         return (request.context + request.tokens)[-(self.context + 1) : -1]
 
     def _read(self, texts: Sequence[Text], sums: _Sums, greedy: _Flags) -> None:
-        """Reads all of `texts`, adding to `sums` and `greedy` what their requests asked for; keeps the last in the cache."""
-        first, last = texts[0], texts[-1]
+        """Reads all of `texts` and adds to `sums` and `greedy` what their requests asked for.
+
+        The last stays in the cache, for the texts to come that begin like it, where a cache can be cut to what they share.
+        """
+        first, kept = texts[0], texts[-1] if self._shares_cells else Text(())
         self._begin(first)
-        free = [sequence for sequence in range(_SIDE_BY_SIDE) if sequence != first.sequence]
+        free = [sequence for sequence in range(self._texts) if sequence != first.sequence]
         ready = deque([first])
         self._depart(first, free, ready)
         while ready:
@@ -155,9 +161,10 @@ class Scorer:
                 self._depart(text, free, ready)
                 if text.done < len(text.tokens):
                     ready.append(text)
-        for text in texts[:-1]:
-            self._native.forget(text.sequence)
-        self._held = last
+        for text in texts:
+            if text is not kept:
+                self._native.forget(text.sequence)
+        self._held = kept
 
     def _begin(self, first: Text) -> None:
         """Lets `first` begin with what the cache holds of it, up to the first place whose prediction is wanted."""
@@ -175,11 +182,18 @@ class Scorer:
                 ready.append(branch)
 
     def _cut(self, text: Text, length: int, held: int) -> None:
-        """Keeps the first `length` of the `held` tokens of a text; none where that is less and a recurrent state cannot be cut."""
+        """Keeps the first `length` of the `held` tokens of a text; none where a cache cannot be cut."""
         text.done = length
         if length < held and not self._native.forget(text.sequence, length):
             self._native.forget(text.sequence)
             text.done = 0
+
+
+def _shares_cells(model: Model, plan: LoadPlan) -> bool:
+    """Whether texts that begin alike share the memory of it, which the states of recurrent and hybrid models do not."""
+    with SequenceContext(model, replace(context_settings(plan), context=64, batch=64)) as tried:
+        shares: bool = tried.can_shift
+    return shares
 
 
 def _add(logits: Floats, rows: Sequence[Sequence[tuple[int, int]]], sums: _Sums, greedy: _Flags) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.errors import EvaluationError, TinyEdgeError
-from tinyedge_bench.quality.sweep_files import choose_base, folder_for, plan_files
+from tinyedge_bench.quality.sweep_files import Base, choose_base, folder_for, plan_files
 from tinyedge_bench.quality.text import Text
 from tinyedge_bench.result_files import Document, Missing, measured_here
 from tinyedge_quantize.controls.values import Controls
 from tinyedge_quantize.convert import Wishes, open_source
 
 if TYPE_CHECKING:
+    from tinyedge_bench.quality.sweep_steps import Steps
     from tinyedge_bench.quality.tasks import Task
 
 # From nearly lossless to a third of F16; of the two that come with an importance matrix IQ3_XXS cannot be made without one.
@@ -58,6 +59,14 @@ class SweepWishes:
     conversion: Wishes = field(default_factory=Wishes)
 
 
+class SweepInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a sweep; `document` is of the types that were measured."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__()
+        self.document = document
+
+
 def pareto(points: Sequence[tuple[float, float]]) -> tuple[bool, ...]:
     """For each (size, distance): whether no other point is at most as large and at most as far, and less in one of the two."""
     return tuple(
@@ -68,8 +77,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> tuple[bool, ...]:
 def sweep(wishes: SweepWishes, tell: Tell | None = None) -> Document:
     """The document of the whole sweep. What one type cannot have goes into `missing`; the others are measured.
 
-    Raises a TinyEdgeError for what concerns all types, the checkpoint, the base, the text or the disk, and EvaluationError when
-    not one type could be measured.
+    Raises a TinyEdgeError for what concerns all types, the checkpoint, the base, the text or the disk, EvaluationError when not
+    one type could be measured, and when it is interrupted SweepInterrupted with the types measured until then.
     """
     from tinyedge_bench.quality.sweep_steps import Steps
 
@@ -83,24 +92,32 @@ def sweep(wishes: SweepWishes, tell: Tell | None = None) -> Document:
         raise _nothing_measured(missing)
     tasks = _read_tasks(wishes.tasks, missing)
     with folder_for(wishes.keep, [file.bytes for file in files], base.bytes) as (folder, all_at_once):
-        steps = Steps(wishes, tasks, base, folder, all_at_once, tell or (lambda _text, _share: None))
-        found = steps.run(files, missing, plain)
-    if not found.rows:
+        told = tell or (lambda _text, _share: None)
+        steps = Steps(wishes, tasks, base, folder, all_at_once=all_at_once, missing=missing, tell=told)
+        order = _INTERLEAVED if all_at_once else _ONE_BY_ONE
+        try:
+            steps.run(files, plain)
+        except KeyboardInterrupt:
+            if not steps.rows:
+                raise
+            missing.append(Missing(what="the rest", reason="the sweep was interrupted"))
+            raise SweepInterrupted(_document(wishes, steps, base, order, missing)) from None
+    if not steps.rows:
         raise _nothing_measured(missing)
-    order = (_INTERLEAVED if all_at_once else _ONE_BY_ONE) if wishes.runs else None
-    return measured_here(
-        "sweep",
-        _with_front(found.rows),
-        missing,
-        {
-            "checkpoint": wishes.checkpoint.resolve().name,
-            "text": wishes.text.name,
-            "base": {**found.base, "note": base.why},
-            "speed_order": order,
-            "speed_test": {"prompt": wishes.prompt, "generate": wishes.generate, "runs": wishes.runs},
-            "imatrix": wishes.conversion.controls.imatrix.path.name if wishes.conversion.controls.imatrix else None,
-        },
-    )
+    return _document(wishes, steps, base, order, missing)
+
+
+def _document(wishes: SweepWishes, steps: Steps, base: Base, order: str, missing: Sequence[Missing]) -> Document:
+    imatrix = wishes.conversion.controls.imatrix
+    more = {
+        "checkpoint": wishes.checkpoint.resolve().name,
+        "text": wishes.text.name,
+        "base": {**steps.base_row, "note": base.why},
+        "speed_order": order if wishes.runs else None,
+        "speed_test": {"prompt": wishes.prompt, "generate": wishes.generate, "runs": wishes.runs},
+        "imatrix": imatrix.path.name if imatrix else None,
+    }
+    return measured_here("sweep", _with_front(steps.rows), missing, more)
 
 
 def _with_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinyedge.errors import TinyEdgeError
 from tinyedge.load_plan import LoadPlan
+from tinyedge.model_probe import runnable_facts
 from tinyedge_bench.quality.divergence import check_same_vocabulary, measure_divergence
 from tinyedge_bench.quality.evaluation import TASK_CONTEXT
-from tinyedge_bench.quality.models import OpenModel, open_model
+from tinyedge_bench.quality.models import OpenModel, load_model, plan_model
 from tinyedge_bench.quality.perplexity import Perplexity
 from tinyedge_bench.quality.rows import divergence_row, model_row, perplexity_row
 from tinyedge_bench.quality.sweep import SweepWishes, Tell
@@ -25,14 +26,6 @@ from tinyedge_quantize.convert import Wishes, convert
 
 if TYPE_CHECKING:
     from tinyedge_bench.quality.tasks import Task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The rows of the types that could be measured, in the order asked for, and that of the base."""
-
-    rows: list[dict[str, Any]]
-    base: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -47,17 +40,30 @@ class _Measured:
 
 
 class Steps:
-    """One sweep. Where `all_at_once` the files stay until all are timed in turn, otherwise each until it is timed."""
+    """One sweep. Where `all_at_once` the files stay until all are timed in turn, otherwise each until it is timed.
+
+    `rows` and `base_row` are what is measured so far, in the order asked for; what a type cannot have is added to `missing`.
+    """
 
     def __init__(
-        self, wishes: SweepWishes, tasks: Sequence[Task], base: Base, folder: Path, all_at_once: bool, tell: Tell
+        self,
+        wishes: SweepWishes,
+        tasks: Sequence[Task],
+        base: Base,
+        folder: Path,
+        *,
+        all_at_once: bool,
+        missing: list[Missing],
+        tell: Tell,
     ) -> None:
         self._wishes, self._asked, self._base = wishes, tasks, base
-        self._folder, self._all, self._tell = folder, all_at_once, tell
+        self._folder, self._all, self._missing, self._tell = folder, all_at_once, missing, tell
         self._done, self._total = 0, 1
+        self.rows: list[dict[str, Any]] = []
+        self.base_row: dict[str, Any] = {}
 
-    def run(self, files: Sequence[PlannedFile], missing: list[Missing], plain: Wishes) -> Found:
-        """Measures every file, `plain` being how the base is made. What a type cannot have is added to `missing`."""
+    def run(self, files: Sequence[PlannedFile], plain: Wishes) -> None:
+        """Measures every file, `plain` being how the base is made."""
         each = 2 + len(self._asked) + self._wishes.runs
         self._total = each * (len(files) + 1)
         base_path, base_seconds = self._base_file(plain)
@@ -65,22 +71,26 @@ class Steps:
         with self._open(base_path) as base:
             windows = self._windows(base)
             kind = base.facts.file_type if self._base.path else self._base.type
-            own = _Measured(base_path, _facts(kind, base, base_seconds), base.plan)
-            own.row |= self._answers(own.row["type"], base)
+            self.base_row |= _facts(kind, base, base_seconds) | self._answers(kind, base)
+            own = _Measured(base_path, self.base_row, base.plan)
             for file in files:
                 path = self._folder / self._name(file.type)
-                try:
-                    measured, base_perplexity = self._measure(file, path, base, windows)
-                    own.row |= self._perplexity(base_perplexity)
-                    found.append(measured)
+                with self._going_on(file.type):
+                    found.append(self._measure(file, path, base, windows))
+                    self.rows.append(found[-1].row)
                     if not self._all:
-                        self._time([measured], missing)
-                except TinyEdgeError as error:
-                    missing.append(Missing(what=file.type, reason=str(error)))
+                        self._time(found[-1:])
                 if not self._all:
                     path.unlink(missing_ok=True)
-        self._time([own, *found] if self._all else [own], missing)
-        return Found(rows=[measured.row for measured in found], base=own.row)
+        self._time([own, *found] if self._all else [own])
+
+    @contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Keeps an error within as something that is missing."""
+        try:
+            yield
+        except TinyEdgeError as error:
+            self._missing.append(Missing(what=what, reason=str(error)))
 
     def _base_file(self, plain: Wishes) -> tuple[Path, float | None]:
         """The base's file, and the seconds it took to make it; None for one that was there."""
@@ -105,9 +115,10 @@ class Steps:
         return report.path, report.seconds
 
     def _open(self, path: Path) -> OpenModel:
-        wishes = self._wishes
-        context = max(wishes.context or DEFAULT_CONTEXT, TASK_CONTEXT if self._asked else 0)
-        return open_model(path, threads=wishes.threads, backend=wishes.backend, context=context)
+        wishes, most = self._wishes, TASK_CONTEXT if self._asked else DEFAULT_CONTEXT
+        facts = runnable_facts(path)
+        context = wishes.context or min(most, facts.context or most)
+        return load_model(path, facts, plan_model(facts, threads=wishes.threads, backend=wishes.backend, context=context))
 
     def _windows(self, base: OpenModel) -> Windows:
         """The windows of the text, the same for all types, which have the base's vocabulary."""
@@ -116,8 +127,8 @@ class Steps:
         tokens = wishes.text.tokens(model, tokens_wanted(context, wishes.stride, wishes.chunks))
         return cut(tokens, wishes.text.name, context=context, bos=model.bos, stride=wishes.stride, chunks=wishes.chunks)
 
-    def _measure(self, file: PlannedFile, path: Path, base: OpenModel, windows: Windows) -> tuple[_Measured, Perplexity]:
-        """The type's file made, read beside the base, and asked; with it the base's perplexity, which comes out too."""
+    def _measure(self, file: PlannedFile, path: Path, base: OpenModel, windows: Windows) -> _Measured:
+        """The type's file made, read beside the base, and asked; what comes out of the base's perplexity is kept."""
         path, seconds = self._convert(file.type, path, self._wishes.conversion)
         check_same_vocabulary(path, base.path)
         with self._open(path) as model:
@@ -128,7 +139,8 @@ class Steps:
                 )
             row |= self._perplexity(perplexity) | divergence_row(divergence, base.path.name)
             row |= self._answers(file.type, model)
-            return _Measured(path, row, model.plan), divergence.base_perplexity
+            self.base_row |= self._perplexity(divergence.base_perplexity)
+            return _Measured(path, row, model.plan)
 
     def _perplexity(self, perplexity: Perplexity) -> dict[str, Any]:
         return perplexity_row(perplexity, self._wishes.text.name, self._wishes.stride)
@@ -141,29 +153,24 @@ class Steps:
 
         scores = []
         for task in self._asked:
-            with self._step(f"{kind}: {task.name}") as advance:
+            with self._going_on(f"{kind}: {task.name}"), self._step(f"{kind}: {task.name}") as advance:
                 score = answer(model, task, limit=self._wishes.limit, progress=lambda done, total: advance(done / total))
-            scores.append(asdict(score))
+                scores.append(asdict(score))
         return {"tasks": scores}
 
-    def _time(self, models: Sequence[_Measured], missing: list[Missing]) -> None:
+    def _time(self, models: Sequence[_Measured]) -> None:
         """Puts the speeds into the rows: in every round each model once."""
         wishes = self._wishes
-        failed: set[str] = set()
+        left = list(models)
         for number in range(wishes.runs):
-            for each in models:
-                kind = each.row["type"]
-                with self._step(f"{kind}: speed, round {number + 1} of {wishes.runs}"):
-                    if kind in failed:
-                        continue
-                    try:
-                        speed = quick_speed(each.path, each.plan, prompt=wishes.prompt, generate=wishes.generate, runs=1)
-                    except TinyEdgeError as error:
-                        failed.add(kind)
-                        missing.append(Missing(what=f"speed of {kind}", reason=str(error)))
-                        continue
-                each.prompt += [speed.prompt_tokens_per_s] if speed.prompt_tokens_per_s else []
-                each.generated += [speed.generated_tokens_per_s] if speed.generated_tokens_per_s else []
+            for each in list(left):
+                left.remove(each)
+                what = f"{each.row['type']}: speed"
+                with self._going_on(what), self._step(f"{what}, round {number + 1} of {wishes.runs}"):
+                    speed = quick_speed(each.path, each.plan, prompt=wishes.prompt, generate=wishes.generate, runs=1)
+                    each.prompt += [speed.prompt_tokens_per_s] if speed.prompt_tokens_per_s else []
+                    each.generated += [speed.generated_tokens_per_s] if speed.generated_tokens_per_s else []
+                    left.append(each)  # to run again; not one that failed
         for each in models:
             for name, samples in (("prompt", each.prompt), ("generated", each.generated)):
                 each.row[f"{name}_tokens_per_s"] = statistics.median(samples) if samples else None

@@ -21,6 +21,8 @@ _ROOFLINE = (
     "each batch of the size in the table."
 )
 
+_READING = "Points on the slope are held back by memory, those at the flat line by arithmetic. Dotted: other types of weights."
+
 
 def ceiling_section(documents: Sequence[tuple[str, Document]]) -> Section:
     """A roofline for each document in which ceilings were measured, and the ceilings."""
@@ -50,7 +52,7 @@ def _roofline(index: int, name: str, document: Document) -> list[Plot]:
         Roofline(
             name=f"roofline-{index + 1}",
             title=f"Roofline{f' of {name}' if name else ''}, {threads} thread{'s' * (threads != 1)}",
-            description=f"Points on the slope are held back by memory, points at the flat line by arithmetic.{more}",
+            description=_READING + more,
             bytes_per_s=bandwidth,
             flops=matrix,
             spots=spots[:MOST_SERIES],
@@ -61,7 +63,7 @@ def _roofline(index: int, name: str, document: Document) -> list[Plot]:
 def _intensity(case: SpeedCase) -> tuple[float, float] | None:
     """FLOPs per byte read and FLOP/s, of a prompt or of generation."""
     if case.phase == "prompt" and case.flops and case.flops > 0 and case.size:
-        batches = math.ceil(case.case.prompt / (case.micro_batch or 512))
+        batches = math.ceil(case.case.prompt * case.case.sequences / (case.micro_batch or 512))
         passes_per_s = case.median / (case.case.prompt * case.case.sequences)
         return case.flops / (case.size * batches * passes_per_s), case.flops
     if case.phase == "generation" and case.bytes_per_s and case.bytes_per_s > 0 and case.params:

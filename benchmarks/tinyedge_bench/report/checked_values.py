@@ -6,6 +6,7 @@ What leaves this module is finite, of its type, printable and of bounded length;
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def number(value: Any, *keys: str) -> float | None:
     """The finite number at `keys` inside `value`; None where there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e30:
         return None
     return float(value) if math.isfinite(value) else None
 
@@ -33,12 +34,17 @@ def count(value: Any, *keys: str) -> int:
 def text(value: Any, limit: int = _LONGEST_NAME) -> str:
     """A name or sentence with what is not printable escaped, cut at `limit`; empty for what is neither text nor a number."""
     if isinstance(value, (int, float)):
-        value = str(value) if abs(value) < 1e300 else ""
+        value = str(value) if abs(value) < 1e30 else ""
     if not isinstance(value, str):
         return ""
     cut = value[: limit + 1]
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def file_name(value: Any) -> str:
+    """The last part of a path: where a file was on its machine concerns nobody."""
+    return text(re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value)
 
 
 def sentences(value: Any) -> tuple[str, ...]:

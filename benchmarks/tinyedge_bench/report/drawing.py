@@ -87,7 +87,8 @@ def _drawn(plot: Plot) -> Iterator[Any]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that the font lacks; rcdefaults about old settings
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+        settings: Any = matplotlib.rcParams
+        settings.update(_SETTINGS)
         figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, plot.height / _POINTS_PER_INCH))
         plot.draw(figure.add_subplot())
         yield figure

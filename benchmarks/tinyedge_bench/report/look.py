@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WIDTH = 380  # points; on a phone of 360 pixels text of TEXT points then is 12 pixels high
+WIDTH = 360  # points; on a phone of 360 pixels text of TEXT points then is 12 pixels high
 TEXT = 14
 MOST_SERIES = 8
 

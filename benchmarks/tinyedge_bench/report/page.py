@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
 from tinyedge_bench.report.checked_values import count, number, text
 from tinyedge_bench.report.look import PALETTE
@@ -18,6 +19,7 @@ from tinyedge_bench.report.speed_sections import speed_sections
 
 GENERATOR = '<meta name="generator" content="tinyedge report">'
 _MOST_ITEMS = 100
+_LONGEST_VERSION = 40
 # Nothing may be fetched or run, even if a text slipped through as an element.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -71,7 +73,7 @@ def _origin(sources: Sources) -> Table:
             *(text(document.machine.get("architecture"), 20), text(document.machine.get("physical_cores"), 6)),
             decimal((number(document.machine, "memory_bytes") or 0) / 2**30 or None),
             text(document.machine.get("system")),
-            ", ".join(f"{text(key, 24)} {text(value, 40)}" for key, value in list(document.build.items())[:8] if text(value)),
+            _versions(document.build),
             str(len(document.results)) + (f" (the first {MOST_ROWS} shown)" if len(document.results) > MOST_ROWS else ""),
         )
         for name, document in sources.documents
@@ -79,6 +81,12 @@ def _origin(sources: Sources) -> Table:
     head = ("results", "kind", "date", "processor", "architecture", "cores", "memory, GiB", "system", "versions", "rows")
     words = ("results", "kind", "date", "processor", "architecture", "system", "versions")
     return Table(caption="The machine and the versions of each file of results", head=head, rows=rows, words=words)
+
+
+def _versions(build: Mapping[str, Any]) -> str:
+    """What is short enough for a version: llama.cpp's list of processor features is kept beside them."""
+    named = [(text(key, 24), text(value)) for key, value in list(build.items())[:12]]
+    return ", ".join(f"{key} {value}" for key, value in named if 0 < len(value) <= _LONGEST_VERSION)
 
 
 def _moment(date: str) -> str:
@@ -98,8 +106,15 @@ def _missing(sources: Sources) -> list[str]:
 
 def _doubts(sources: Sources) -> list[str]:
     cases = [case for name, document in sources.of_kinds("speed") for case in speed_cases(document, name)]
-    names = distinct_labels([case.traits for case in cases])
-    return _bounded([f"{name}: {warning}" for name, case in zip(names, cases, strict=True) for warning in case.warnings])
+    origins = [{key: case.traits[key] for key in ("model", "source")} for case in cases]
+    several = len({tuple(each.values()) for each in origins}) > 1
+    return _bounded(
+        [
+            f"{name}: {warning}" if several else warning
+            for name, case in zip(distinct_labels(origins), cases, strict=True)
+            for warning in case.warnings
+        ]
+    )
 
 
 def _bounded(items: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from tinyedge_bench.report.drawing import svg
 from tinyedge_bench.report.plots import Plot
 
 MOST_TABLE_ROWS = 200
-_LONG_CELL = 32  # characters, from which on a cell has several lines
+_LONG_CELL = 40  # characters, from which on a cell has several lines
 
 
 @dataclass(frozen=True, slots=True)

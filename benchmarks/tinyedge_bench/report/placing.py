@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyedge_bench.report.look import TEXT, light, series_colour
+from tinyedge_bench.report.look import TEXT, light
 
 _LONGEST_LABEL = 20
 
@@ -88,7 +88,7 @@ _SIDES = (
 _BEGIN = {"left": 0.0, "center": -0.5, "right": -1.0, "bottom": 0.0, "top": -1.0}
 
 
-def label_spots(axes: Any, spots: Sequence[Spot], *, coloured: bool = False) -> None:
+def label_spots(axes: Any, spots: Sequence[Spot]) -> None:
     """Names beside the points, each at the side where it covers the fewest points, names and edges."""
     size = _size(axes)
     shares = axes.transLimits.transform(axes.transScale.transform([(spot.x, spot.y) for spot in spots]))
@@ -108,8 +108,7 @@ def label_spots(axes: Any, spots: Sequence[Spot], *, coloured: bool = False) -> 
             continue  # the table has it
         taken.append(boxes[best])
         dx, dy, across, along = _SIDES[best]
-        colour = series_colour(i) if coloured else light("ink")
-        style = {"ha": across, "va": along, "color": colour, "fontsize": TEXT - 1}
+        style = {"ha": across, "va": along, "color": light("ink"), "fontsize": TEXT - 1}
         axes.annotate(name, (spot.x, spot.y), (dx, dy), textcoords="offset points", **style)
 
 

@@ -103,6 +103,12 @@ class Strip:
     series: int = 0
 
 
+def _extent(strip: Strip) -> list[float]:
+    """What must be on the axis."""
+    error = strip.error or 0.0
+    return [strip.middle - error, strip.middle + error, *strip.samples]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StripPlot:
     """Rows under each other, the name above its dots; a line at `reference`."""
@@ -121,7 +127,7 @@ class StripPlot:
 
     def draw(self, axes: Any) -> None:
         shown = self.strips[:MOST_STRIPS]
-        values = [value for strip in shown for value in (strip.middle, *strip.samples)]
+        values = [value for strip in shown for value in _extent(strip)]
         if min(values) > 0 and max(values) > 30 * min(values):
             axes.set_xscale("log")
             name_powers(axes.xaxis, (min(values), max(values)), lambda value: f"{value:,g}")
@@ -194,7 +200,10 @@ class Roofline:
     bytes_per_s: float | None
     flops: Sequence[tuple[str, float]]
     spots: Sequence[Spot]
-    height: float = HEIGHT + 20
+
+    @property
+    def height(self) -> float:
+        return HEIGHT + 20 * math.ceil(len(self.spots) / 2)
 
     def draw(self, axes: Any) -> None:
         axes.set_xscale("log")
@@ -214,13 +223,15 @@ class Roofline:
             solid = value == top
             axes.plot([start, right], [value] * 2, "-" if solid else ":", color=light("muted"), linewidth=2, gid="data-matrix")
         for i, spot in enumerate(self.spots):
-            axes.plot([spot.x], [spot.y], _MARKS[i % 8], color=series_colour(i), markersize=9, gid="data-middles")
+            style = {"linestyle": "none", "marker": _MARKS[i % 8], "color": series_colour(i), "markersize": 9}
+            axes.plot([spot.x], [spot.y], **style, label=cut(spot.name), gid="data-middles")
         axes.set_xlim(left, right)
         axes.margins(y=0.16)
         name_powers(axes.xaxis, axes.get_xlim(), lambda value: f"{value:,g}")
         name_powers(axes.yaxis, axes.get_ylim(), lambda value: _scaled(value, ""))
         self._name_ceilings(axes, left, right)
-        label_spots(axes, self.spots, coloured=True)
+        key = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": TEXT - 2, "borderpad": 0}
+        axes.figure.legend(**key, columnspacing=0.8, handletextpad=0.1)
 
     def _name_ceilings(self, axes: Any, left: float, right: float) -> None:
         style = {"color": light("muted"), "fontsize": TEXT - 2}
@@ -230,7 +241,7 @@ class Roofline:
         if self.bytes_per_s:
             at = (left, left * self.bytes_per_s)
             words = _scaled(self.bytes_per_s, "B/s")
-            axes.annotate(words, at, (10, 2), textcoords="offset points", ha="left", va="center", **style)
+            axes.annotate(words, at, (12, -8), textcoords="offset points", ha="left", va="top", **style)
 
 
 def _dots(axes: Any, xs: Sequence[float], ys: Sequence[float], colour: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from tinyedge_bench.report.checked_values import text
 from tinyedge_bench.report.look import MOST_SERIES
 from tinyedge_bench.report.page_parts import Section, Table, decimal, megabytes, seconds
 from tinyedge_bench.report.placing import Spot
@@ -17,7 +19,7 @@ _PERCENTILES = ("max", "99.9", "99.0", "95.0", "90.0", "median", "10.0", "5.0", 
 
 def quality_sections(documents: Sequence[tuple[str, Document]]) -> list[Section]:
     """The sections of the quality and sweep documents, each with its short name."""
-    sets = [(name, document.kind, quality_models(document, name)) for name, document in documents]
+    sets = [(name, document.kind, [*_base(document, name), *quality_models(document, name)]) for name, document in documents]
     models = [model for _, _, found in sets for model in found]
     return [
         Section(
@@ -41,6 +43,15 @@ def quality_sections(documents: Sequence[tuple[str, Document]]) -> list[Section]
     ]
 
 
+def _base(document: Document, name: str) -> list[QualityModel]:
+    """The file that a sweep compares with."""
+    base = document.more.get("base")
+    if not isinstance(base, dict):
+        return []
+    named = {**base, "type": f"{text(base.get('type'), 20)} (base)".strip(), "pareto": False}
+    return quality_models(replace(document, results=(named,)), name)
+
+
 def _size_plot(index: int, name: str, models: Sequence[QualityModel]) -> list[Plot]:
     known = [model for model in models if model.file_bytes and model.mean_kl and model.mean_kl.value > 0]
     if len(known) < 2:
@@ -51,12 +62,14 @@ def _size_plot(index: int, name: str, models: Sequence[QualityModel]) -> list[Pl
         if model.mean_kl
     ]
     front = "Filled and joined: no other is both smaller and closer. " if any(spot.front for spot in spots) else ""
-    base = f"Measured against {known[0].base}." if known[0].base else ""
+    base = f"Measured against {known[0].base}. " if known[0].base else ""
+    same = [model.kind or model.model for model in models if model.file_bytes and model.mean_kl and model.mean_kl.value <= 0]
+    left_out = f" Not drawn, since a logarithmic axis has no 0: {', '.join(same[:8])}." if same else ""
     return [
         ScatterPlot(
             name=f"size-quality-{index + 1}",
             title=f"Size and KL divergence{f' of {name}' if name else ''}",
-            description=f"{front}{base} Lower and further left is better.",
+            description=f"{front}{base}Lower and further left is better.{left_out}",
             x_label="file size, MB",
             y_label="mean KL divergence",
             spots=spots,
@@ -72,7 +85,7 @@ def _perplexity_plots(models: Sequence[QualityModel]) -> list[Plot]:
         if model.perplexity:
             groups.setdefault((model.perplexity_text, model.context), []).append(model)
     plots: list[Plot] = []
-    for (text, context), group in groups.items():
+    for (of, context), group in groups.items():
         if len(group) < 2:
             continue
         strips = [
@@ -83,7 +96,7 @@ def _perplexity_plots(models: Sequence[QualityModel]) -> list[Plot]:
             if model.perplexity
         ]
         more = f" The first {MOST_STRIPS} of {len(strips)}; the table has more." if len(strips) > MOST_STRIPS else ""
-        of_text = f" of {text}" if text else ""
+        of_text = f" of {of}" if of else ""
         window = f", windows of {context} tokens" if context else ""
         plots.append(
             StripPlot(

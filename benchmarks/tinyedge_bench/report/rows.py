@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tinyedge_bench.report.checked_values import count, number, numbers, passage, sentences, text
+from tinyedge_bench.report.checked_values import count, file_name, number, numbers, passage, sentences, text
 from tinyedge_bench.report.names import distinct_labels
 from tinyedge_bench.result_files import Document
 from tinyedge_bench.speed.cases import Case
@@ -64,7 +64,7 @@ class SpeedCase:
             "engine": self.engine,
             "backend": self.backend,
             "test": Case(prompt=cases.prompt, generate=cases.generate, sequences=cases.sequences, threads=1).name,
-            "depth": f"@ d{cases.depth}" if cases.depth else "",
+            "depth": f"@ d{cases.depth}",
             "threads": f"{self.threads} thread{'s' * (self.threads != 1)}",
             "kv": f"KV {self.kv}",
             "batch": f"batch {self.batch}/{self.micro_batch}",
@@ -87,7 +87,7 @@ def _speed_case(row: Mapping[str, Any], source: str) -> SpeedCase | None:
     first = number(row, "ttft_ns")
     return SpeedCase(
         source=source,
-        model=text(row.get("model_filename")) or "unnamed model",
+        model=file_name(row.get("model_filename")) or "unnamed model",
         kind=text(row.get("model_type")),
         size=count(row, "model_size"),
         params=count(row, "model_n_params"),
@@ -185,7 +185,7 @@ def _quality_model(row: Mapping[str, Any], source: str) -> QualityModel:
     perplexity = row.get("perplexity")
     perplexity = perplexity if isinstance(perplexity, Mapping) else {}
     tasks = row.get("tasks")
-    model = text(row.get("model_filename")) or "unnamed model"
+    model = file_name(row.get("model_filename")) or "unnamed model"
     return QualityModel(
         source=source,
         model=model,
@@ -194,10 +194,10 @@ def _quality_model(row: Mapping[str, Any], source: str) -> QualityModel:
         params=count(row, "model_n_params"),
         bits=number(row, "bits_per_weight"),
         perplexity=_estimate(row, "perplexity"),
-        perplexity_text=text(perplexity.get("text")),
+        perplexity_text=file_name(perplexity.get("text")),
         context=count(perplexity, "n_ctx"),
         bits_per_byte=_estimate(row, "bits_per_byte"),
-        base=text(divergence.get("base")),
+        base=file_name(divergence.get("base")),
         mean_kl=_estimate(divergence, "mean_kl", "mean_kl_error"),
         kl_percentiles={
             text(key, 10): found

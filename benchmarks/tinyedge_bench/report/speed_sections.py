@@ -15,6 +15,7 @@ from tinyedge_bench.report.plots import MOST_STRIPS, LinePlot, Plot, Series, Str
 from tinyedge_bench.report.rows import SpeedCase, speed_cases
 from tinyedge_bench.result_files import Document
 
+_MOST_DOCUMENTS = 8  # whose samples are drawn
 _PHASES = ("prompt", "generation", "prompt and generation")
 
 
@@ -36,7 +37,7 @@ def speed_sections(documents: Sequence[tuple[str, Document]]) -> list[Section]:
         Section(title="Speed by model and type", plots=_by_model(ours)),
         peer_section(cases),
         ceiling_section(documents),
-        Section(title="Every sample", plots=_every_sample(cases), tables=[_cases_table(cases)]),
+        Section(title="Every sample", plots=_every_sample(documents), tables=[_cases_table(cases)]),
         Section(title="Loading and memory", tables=[_loads(documents)]),
         Section(title="Temperature, clock and energy", tables=[_conditions(cases)]),
     ]
@@ -105,15 +106,21 @@ def _by_model(cases: Sequence[SpeedCase]) -> list[Plot]:
                 title=f"{phase.capitalize()} speed by model",
                 description=f"{conditions}. Each dot is one run, the bar the median.{_left_out(len(group))}",
                 x_label="tokens/s",
-                strips=_strips(list(group.values()), distinct_labels([{"model": name} for name in group])),
+                strips=_strips(list(group.values()), distinct_labels([{"model": name} for name in group]), [first.engine]),
             )
         )
     return plots
 
 
-def _strips(cases: Sequence[SpeedCase], names: Sequence[str]) -> list[Strip]:
+def _strips(cases: Sequence[SpeedCase], names: Sequence[str], engines: Sequence[str]) -> list[Strip]:
     return [
-        Strip(name=name, middle=case.median, value=decimal(case.median), samples=case.samples)
+        Strip(
+            name=name,
+            middle=case.median,
+            value=decimal(case.median),
+            samples=case.samples,
+            series=engines.index(case.engine),
+        )
         for name, case in zip(names, cases, strict=True)
     ]
 
@@ -122,20 +129,25 @@ def _left_out(found: int) -> str:
     return f" The first {MOST_STRIPS} of {found}; the table has more." if found > MOST_STRIPS else ""
 
 
-def _every_sample(cases: Sequence[SpeedCase]) -> list[Plot]:
+def _every_sample(documents: Sequence[tuple[str, Document]]) -> list[Plot]:
+    """A strip of all cases per document and phase, engines by their colour."""
     plots: list[Plot] = []
-    for phase in _PHASES:
-        found = [case for case in cases if case.phase == phase]
-        if found:
-            plots.append(
-                StripPlot(
-                    name=f"every-sample-{phase.replace(' ', '-')}",
-                    title=f"{phase.capitalize()}: every run",
-                    description=f"Each dot is one run, the bar the median.{_left_out(len(found))}",
-                    x_label="tokens/s",
-                    strips=_strips(found, distinct_labels([case.traits for case in found])),
+    for i, (name, document) in enumerate(documents[:_MOST_DOCUMENTS]):
+        cases = speed_cases(document, name)
+        engines = list(dict.fromkeys(case.engine for case in cases))
+        for phase in _PHASES:
+            found = [case for case in cases if case.phase == phase]
+            if found:
+                labels = distinct_labels([case.traits for case in found])
+                plots.append(
+                    StripPlot(
+                        name=f"every-sample-{phase.replace(' ', '-')}-{i + 1}",
+                        title=f"{phase.capitalize()}: every run{f' of {name}' if name else ''}",
+                        description=f"Each dot is one run, the bar the median.{_left_out(len(found))}",
+                        x_label="tokens/s",
+                        strips=_strips(found, labels, engines),
+                    )
                 )
-            )
     return plots
 
 

@@ -67,9 +67,9 @@ def size_quality_plot(document: Document) -> str:
         front[model.pareto].points.append((model.file_bytes / 1e6, math.log10(value) if by_kl else value))
         front[model.pareto].names.append(name)
     title = "mean KL divergence (log)" if by_kl else "perplexity"
-    key = "   ● no other is both smaller and closer" if front[True].points else ""
+    key = "   ● Pareto front" if front[True].points else ""
     y_name: Callable[[float], str] = (lambda y: f"{10**y:.2g}") if by_kl else _short
-    return _shown([f"{title} against size in MB{key}", *_grid([*front.values()], x_name=_short, y_name=y_name)])
+    return _shown([f"{title} over size in MB{key}", *_grid([*front.values()], x_name=_short, y_name=y_name)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _width() -> int:
 
 
 def _shown(lines: list[str]) -> str:
-    joined = "\n".join(lines)
+    joined = "\n".join(_cut(line, _width()) for line in lines)
     try:
         "█│●▏".encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (LookupError, UnicodeEncodeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyedge.ceiling import bytes_per_token, kv_bytes_per_token
@@ -14,12 +15,20 @@ if TYPE_CHECKING:
     from tinyedge.machine.bandwidth import Bandwidth
     from tinyedge.machine.matrix_rate import MatrixRate
 
+# A model of so many last-level caches is read from memory but for an eighth at most (machine/bandwidth.py measures so too).
+_CACHES = 8
+_UNKNOWN_CACHE = 32 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """The rates of this machine: of main memory, and of the backends by their words. None is what is not known."""
+    """The rates of this machine: of main memory, and of the backends by their words. None is what is not known.
+
+    `cache_bytes` are those of the processor's last-level caches.
+    """
 
     bandwidth: Bandwidth | None = None
+    cache_bytes: int = 0
     matrix: dict[str, MatrixRate] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -36,13 +45,15 @@ class Ceilings:
     def shares(self, facts: ModelFacts, case: Case, seconds: float) -> dict[str, float | None]:
         """The rates of a case that takes `seconds`, and their shares: what the columns of contract "speed" are called.
 
-        Only pure generation tells of the bandwidth and only a pure prompt of the matrix rate. The bandwidth of a GPU's own
-        memory is not measured, so there is no share of it.
+        Only pure generation tells of the bandwidth and only a pure prompt of the matrix rate. There is no share of the
+        bandwidth where caches help to read a small model, nor of a GPU's own memory, which is not measured.
         """
         told: dict[str, float | None] = dict.fromkeys(("bytes_per_s", "bandwidth_share", "flops", "matrix_share"))
         if not case.prompt:
-            rate = told["bytes_per_s"] = step_bytes(facts, case) * case.generate / seconds
-            if self.bandwidth is not None and case.backend == "cpu":
+            step = step_bytes(facts, case)
+            rate = told["bytes_per_s"] = step * case.generate / seconds
+            in_memory = case.backend == "cpu" and step >= _CACHES * self.cache_bytes
+            if self.bandwidth is not None and in_memory:
                 told["bandwidth_share"] = rate / self.bandwidth.at(case.threads)
         elif not case.generate:
             flops = told["flops"] = prompt_operations(facts, case) / seconds
@@ -66,7 +77,8 @@ def prompt_operations(facts: ModelFacts, case: Case) -> float:
 
 def this_ceilings(cases: Iterable[Case], tell: Callable[[str], None]) -> Ceilings:
     """The ceilings for `cases`: those kept on this machine, else measured now, which `tell` is told before."""
-    from tinyedge.machine.bandwidth import kept_bandwidth, this_bandwidth
+    from tinyedge.machine.bandwidth import kept_bandwidth, last_level_cache, this_bandwidth
+    from tinyedge.machine.cpu import cpu_facts
     from tinyedge.machine.matrix_rate import this_matrix_rate
 
     if kept_bandwidth() is None:
@@ -78,4 +90,5 @@ def this_ceilings(cases: Iterable[Case], tell: Callable[[str], None]) -> Ceiling
             tell(f"measuring how fast {backend} multiplies matrices, once; --no-ceilings leaves it out")
         if (found := this_matrix_rate(backend, threads=threads)) is not None:
             matrix[backend] = found
-    return Ceilings(bandwidth=this_bandwidth(), matrix=matrix)
+    cache_bytes = last_level_cache(Path("/"), cpu_facts().allowed) or _UNKNOWN_CACHE
+    return Ceilings(bandwidth=this_bandwidth(), cache_bytes=cache_bytes, matrix=matrix)

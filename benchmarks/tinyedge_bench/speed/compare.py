@@ -102,7 +102,8 @@ def compare_peer(path: Path, peer: str, confidence: float = 0.95) -> Comparison:
         raise ResultFileError(f"{path} holds no results of {OURS}")
     compared = _compare(theirs, ours, str(path), confidence, paired=True)
     told = tuple(each for each in compared.differences if not each.startswith("engine "))
-    return replace(compared, differences=told, notes=(*notes, *compared.notes))
+    how = "the two took turns: a ratio is the median of the ratios of each round, which is not that of the medians"
+    return replace(compared, differences=told, notes=(*notes, how, *compared.notes))
 
 
 def _newest(path: Path) -> tuple[Document, tuple[str, ...]]:

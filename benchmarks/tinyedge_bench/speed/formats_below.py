@@ -9,11 +9,13 @@ from typing import Any
 from tinyedge_bench.result_files import Document
 from tinyedge_bench.speed.formats_cells import cell_text, line_text, markdown_table, number
 
+_PUBLISHED = ("board", "model", "type", "engine", "test")  # of a published figure, the columns with text
+
 
 def below(document: Document) -> Iterator[list[str]]:
     """Blocks of lines, those that have nothing to tell empty."""
     yield _loads(_objects(document.more.get("loads")))
-    yield list(_ceilings(document.more.get("ceilings")))
+    yield _ceilings(document.more.get("ceilings"))
     yield _references(_objects(document.more.get("references")))
     if document.missing:
         yield ["Missing:", "", *(f"- {line_text(each.what)}: {line_text(each.reason)}" for each in document.missing)]
@@ -46,32 +48,23 @@ def _loads(loads: Sequence[Mapping[str, Any]]) -> list[str]:
     return markdown_table(("load", "backend", "cold", "warm", "peak memory"), rows)
 
 
-def _ceilings(ceilings: Any) -> Iterator[str]:
+def _ceilings(ceilings: Any) -> list[str]:
     """What was measured that no program can exceed here."""
     if not isinstance(ceilings, Mapping):
-        return
-    bandwidth = _numbers(ceilings.get("bandwidth"))
-    if bandwidth:
-        told = {count: f"{rate / 1e9:.1f} GB/s" for count, rate in bandwidth.items()}
-        yield f"Ceiling measured here, reading memory: {', '.join(_by_threads(told))}"
+        return []
+    told = [
+        f"- reading memory, {_threads(n)}: {rate / 1e9:.1f} GB/s" for n, rate in _numbers(ceilings.get("bandwidth")).items()
+    ]
     matrix = ceilings.get("matrix")
     for backend, by_threads in matrix.items() if isinstance(matrix, Mapping) else ():
-        if not isinstance(by_threads, Mapping):
-            continue
-        told = {
-            count: ", ".join(f"{cell_text(name, 12)} {rate / 1e9:.0f}" for name, rate in _numbers(types).items())
-            for count, types in by_threads.items()
-        }
-        if any(told.values()):
-            what = f"multiplying matrices ({cell_text(backend, 20)}, GFLOP/s)"
-            yield f"Ceiling measured here, {what}: {'; '.join(_by_threads(told))}"
+        for n, types in by_threads.items() if isinstance(by_threads, Mapping) else ():
+            rates = ", ".join(f"{cell_text(name, 12)} {rate / 1e9:.0f}" for name, rate in _numbers(types).items())
+            told += [f"- multiplying matrices, {cell_text(backend, 12)}, {_threads(n)}: {rates} GFLOP/s"] if rates else []
+    return ["Ceilings measured here:", "", *told] if told else []
 
 
-def _by_threads(told: Mapping[Any, str]) -> Iterator[str]:
-    """`30.0 GB/s with 1 thread`."""
-    for count, text in told.items():
-        if text:
-            yield f"{text} with {cell_text(count, 8)} {'thread' if str(count) == '1' else 'threads'}"
+def _threads(count: Any) -> str:
+    return "1 thread" if str(count) == "1" else f"{cell_text(count, 8)} threads"
 
 
 def _numbers(value: Any) -> dict[Any, float]:
@@ -90,12 +83,12 @@ def _references(references: Sequence[Mapping[str, Any]]) -> list[str]:
     for each in references:
         speed = number(each, "tokens_per_s")
         place = sources.index((line_text(each.get("source")), line_text(each.get("url")))) + 1
-        texts = [cell_text(each.get(key), 40) for key in ("board", "model", "type", "test")]
+        texts = [cell_text(each.get(key), 30) for key in _PUBLISHED]
         rows.append([*texts, "" if speed is None else f"{speed:g}", f"[{place}]"])
     return [
         "Published elsewhere, not measured here:",
         "",
-        *markdown_table(("board", "model", "type", "test", "t/s", "from"), rows),
+        *markdown_table((*_PUBLISHED, "t/s", "from"), rows),
         "",
         *(f"{place}. {source}: {url}" for place, (source, url) in enumerate(sources, 1)),
     ]

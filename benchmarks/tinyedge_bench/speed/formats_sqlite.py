@@ -15,6 +15,9 @@ TABLE = "tinyedge_bench"
 MAGIC = b"SQLite format 3\x00"
 WHOLE_COLUMNS = frozenset(WHOLE)
 
+# What sqlite3 raises for a damaged database, whose messages quote it, and for a number that SQLite cannot hold.
+FAILURES = (sqlite3.Error, OverflowError, UnicodeDecodeError)
+
 _OTHER = "name another file with -o"
 _SQL_TYPES = {"JSON": "TEXT"}
 
@@ -40,7 +43,7 @@ def append_sqlite(document: Document, path: Path) -> None:
                 ([cell_value(row.get(name)) for name in kinds] for row in rows),
             )
             database.execute("COMMIT")
-    except (sqlite3.Error, OverflowError) as error:
+    except FAILURES as error:
         raise ResultFileError(f"{path} cannot be added to ({error})", _OTHER) from error
 
 

@@ -91,12 +91,13 @@ def _runs(row: Row) -> str:
     return str(len(samples)) if isinstance(samples, (list, tuple)) and samples else ""
 
 
-def _with_share(key: str, share: str) -> Callable[[Row], str]:
+def _with_share(key: str, share_key: str) -> Callable[[Row], str]:
     """In billions, with its share of the ceiling where that is known."""
 
     def cell(row: Row) -> str:
-        value, part = number(row, key), number(row, share)
-        return "" if value is None else f"{value / 1e9:.3g}" + ("" if part is None else f" ({part:.0%})")
+        value, part = number(row, key), number(row, share_key)
+        share = "" if part is None else f" ({part:.0%})" if part >= 0.1 else f" ({part:.1%})"
+        return "" if value is None else f"{value / 1e9:.3g}{share}"
 
     return cell
 

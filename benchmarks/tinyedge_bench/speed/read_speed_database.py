@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyedge.errors import ResultFileError
-from tinyedge_bench.speed.formats_sqlite import TABLE, WHOLE_COLUMNS, require_table
+from tinyedge_bench.speed.formats_sqlite import FAILURES, TABLE, WHOLE_COLUMNS, require_table
 from tinyedge_bench.speed.read_speed_values import LLAMA_BENCH, typed
 
 # Its table's name, and that before 2025.
@@ -33,7 +33,7 @@ def database_rows(path: Path, size: int) -> Iterator[tuple[str, Mapping[str, Any
                     raise ResultFileError(f"{path} is damaged: it has more rows than bytes for them", _OTHER)
                 where = f"row {place} of {path}"
                 yield where, typed(dict(zip(names, cells, strict=True)), where)
-    except (sqlite3.Error, OverflowError) as error:
+    except FAILURES as error:
         raise ResultFileError(f"{path} cannot be read ({error})", _OTHER) from error
 
 

@@ -59,9 +59,9 @@ def references_for(parameters: int, file_type: str) -> tuple[Reference, ...]:
 
 
 def _bits(file_type: str) -> int:
-    """The number in a type's name: 4 in Q4_K_M and IQ4_XS, 16 in BF16; 0 without one."""
-    found = re.search("[0-9]{1,2}", file_type)
-    return int(found[0]) if found else 0
+    """The number in a type's name: 4 in Q4_K_M, IQ4_XS and MXFP4, 16 in BF16; 0 without one."""
+    found = re.search("(?:Q|FP?)([0-9]{1,2})", file_type)
+    return int(found[1]) if found else 0
 
 
 def _apart(one: float, other: float) -> float:

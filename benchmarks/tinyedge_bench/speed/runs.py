@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyedge.engine import context_settings
-from tinyedge.errors import MemoryFitError
+from tinyedge.errors import MemoryFitError, NativeError
 from tinyedge.load_plan import LoadPlan
 from tinyedge.memory import free_memory_bytes, memory_needed, padded_context
 from tinyedge.model_facts import ModelFacts
@@ -34,6 +34,7 @@ _MOST_CONTEXTS = 8
 # ggml's threads look for work for some tenths of a second after the last graph before they sleep (ggml-cpu.c,
 # ggml_graph_compute_poll_for_work); they would take the processors of the next run's.
 _SETTLE_S, _LOOK_S, _IDLE_S = 0.5, 0.004, 0.001
+_WAKE_S = 0.02  # clocks rise within a few periods of the kernel's timer
 
 Ids = npt.NDArray[np.int32]
 
@@ -92,14 +93,20 @@ class Runs:
         return self.timed(case)
 
     def prepare(self, case: Case) -> None:
-        """Makes the context, warms the case up the first time, leaves its depth in the cache and this process idle."""
+        """Makes the context, warms the case up the first time, and leaves nothing but its depth in the cache.
+
+        The processors are at work then for their next run, as they are in llama-bench, where runs follow each other.
+        """
         ready = self._ready(case)
         if case not in ready.warmed:
             self._to_depth(ready, case)
             self._run(ready.context, replace(case, generate=min(case.generate, 1)))
             ready.warmed.add(case)
-        self._to_depth(ready, case)
         settle()
+        awake = perf_counter() + _WAKE_S
+        while not self._to_depth(ready, case) and perf_counter() < awake:
+            ready.context.decode(int(self._tokens[0]))
+            ready.context.wait()
 
     def timed(self, case: Case) -> Sample:
         """The run itself, of a case that was prepared just now."""
@@ -109,43 +116,61 @@ class Runs:
         run = _run_one if case.sequences == 1 else _run_many
         return run(context, case, self._tokens, self._sampler)
 
-    def _to_depth(self, ready: _Ready, case: Case) -> None:
-        """Leaves the tokens of the depth in the cache and nothing else."""
+    def _to_depth(self, ready: _Ready, case: Case) -> bool:
+        """Leaves the tokens of the depth in the cache and nothing else; whether they had to be computed."""
         context = ready.context
         if ready.filled and case.depth and all(context.forget(each, case.depth) for each in range(case.sequences)):
-            return
+            return False
         context.clear()
         for read in _prompt_reads(replace(case, prompt=case.depth, depth=0), self._tokens, context):
             context.read(*read)
         ready.filled = True
+        return case.depth > 0
 
     def _ready(self, case: Case) -> _Ready:
+        """The context for the case, used last of all from now on."""
         kind = _kind(case)
         if kind in self._open:
             self._open.move_to_end(kind)
-            return self._open[kind]
-        tokens = context_tokens(self._positions[kind], case.sequences)
+        else:
+            self._make_room(case)
+            self._open[kind] = _Ready(self._new_context(case))
+        return self._open[kind]
+
+    def _make_room(self, case: Case) -> None:
+        """Closes the contexts that were not used for the longest time until there is memory for this case's."""
+        tokens = context_tokens(self._positions[_kind(case)], case.sequences)
         need = memory_needed(self._facts, tokens, batch=self._plan.batch, kv_type=case.kv_type, outputs=case.sequences)
         wanted = need.kv_bytes + need.compute_bytes
         while self._open and (len(self._open) >= _MOST_CONTEXTS or wanted > free_memory_bytes()):
-            _, oldest = self._open.popitem(last=False)
-            oldest.context.close()
+            self._close_oldest()
         if wanted > (free := free_memory_bytes()):
             raise MemoryFitError(
                 f"{case.name} needs {wanted >> 20} MiB beside the weights, and {free >> 20} MiB are free",
                 "ask for fewer tokens, less depth or fewer sequences",
             )
+
+    def _new_context(self, case: Case) -> SequenceContext:
         settings = replace(
             context_settings(self._plan),
-            context=tokens,
+            context=context_tokens(self._positions[_kind(case)], case.sequences),
             threads=case.threads,
             batch_threads=case.threads,
             kv_type=case.kv_type,
             outputs=case.sequences,
             sequences=case.sequences,
         )
-        self._open[kind] = _Ready(SequenceContext(self._model, settings))
-        return self._open[kind]
+        while True:
+            try:
+                return SequenceContext(self._model, settings)
+            except NativeError:  # a GPU's memory is known to its driver only
+                if not self._open:
+                    raise
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        _, ready = self._open.popitem(last=False)
+        ready.context.close()
 
 
 def open_model(path: Path, plan: LoadPlan) -> Model:

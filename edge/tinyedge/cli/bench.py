@@ -14,7 +14,7 @@ import typer
 from tinyedge.cli.bench_lists import check_count, numbers, pairs, words
 from tinyedge.cli.bench_output import check_output, give, wanted_format, write
 from tinyedge.cli.option_groups import with_option_groups
-from tinyedge.cli.output import MAX_TOKENS, on_terminal, status
+from tinyedge.cli.output import MAX_TOKENS, on_terminal, printable, status
 
 if TYPE_CHECKING:
     from tinyedge_bench.speed.measure import Listener, Measurement, Options
@@ -133,7 +133,7 @@ def bench(
         with _progress() as listener:
             measurement.listener = listener
             measurement.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM, as of a CI job that takes too long, is the latter
         if output is not None and measurement.full_rounds:
             write(measurement.document(), chosen, output)
         raise
@@ -189,7 +189,7 @@ def _progress() -> Iterator[Listener]:
     from tinyedge_bench.speed.measure import Listener
 
     if not on_terminal():
-        yield Listener(note=status)
+        yield Listener(note=_note)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -204,5 +204,10 @@ def _progress() -> Iterator[Listener]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("preparing", total=None)
         yield Listener(
-            note=status, running=lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+            note=_note,
+            running=lambda done, total, what: bar.update(task, completed=done, total=total, description=printable(what, 60)),
         )
+
+
+def _note(text: str) -> None:
+    status(printable(text, 400))

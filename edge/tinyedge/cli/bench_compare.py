@@ -83,8 +83,8 @@ def _lines(compared: Comparison, names: tuple[str, str]) -> list[str]:
         *telling,
         f"{first} t/s",
         f"{second} t/s",
-        f"{second}/{first}",
-        f"{compared.confidence:.4g} interval",
+        f"{second}/{first}" if len(first + second) < 8 else "ratio",
+        _level(compared),
         "runs",
         "told",
     ]
@@ -155,7 +155,7 @@ def _require(compared: Comparison, limit: float) -> None:
     lowest = min(below, key=lambda case: case.ratio.value)
     surely = len(compared.surely_below(limit))
     told = ", ".join(str(value) for value in _values(lowest.second, _telling([case.second for case in compared.cases])))
-    noise = f"{surely} of them by more than noise explains" if surely else "noise could explain it"
+    noise = f"{surely} of them by more than noise explains" if surely else "none of them by more than noise explains"
     raise SlowerError(
         f"{len(below)} of {len(compared.cases)} cases fell below {limit:g}, {noise} (lowest: {told}, {lowest.ratio.value:.3f})"
     )

@@ -98,7 +98,7 @@ def eval_sweep(
     from tinyedge.cli.evaluate_output import check_output
     from tinyedge.cli.quantize_options import QuantizeOptions
     from tinyedge.native import log
-    from tinyedge_bench.quality.sweep import DEFAULT_TYPES, DEFAULT_TYPES_WITH_IMATRIX, SweepWishes, sweep
+    from tinyedge_bench.quality.sweep import DEFAULT_TYPES, DEFAULT_TYPES_WITH_IMATRIX, SweepInterrupted, SweepWishes, sweep
 
     if output is not None:
         check_output(output)
@@ -122,21 +122,13 @@ def eval_sweep(
         backend=backend,
         conversion=QuantizeOptions(imatrix=imatrix).wishes(),
     )
-    with _progress(quiet=json) as tell:
-        document = sweep(wishes, tell)
-    if output is not None:
-        _write(document, output)
-    if json:
-        print_json(document.as_json())
-        return
-    for line in table_lines(document):
-        print_line(line)
-    if plot:
-        from tinyedge_bench.report.terminal import size_quality_plot
-
-        print_line("\n" + size_quality_plot(document))
-    for line in notes(document):
-        status(printable(line, 600))
+    try:
+        with _progress(quiet=json) as tell:
+            document = sweep(wishes, tell)
+    except SweepInterrupted as interrupted:  # hours of work, it may be
+        _show(interrupted.document, output, as_json=json, plot=plot)
+        raise
+    _show(document, output, as_json=json, plot=plot)
 
 
 eval_sweep.__doc__ = f"{inspect.cleandoc(eval_sweep.__doc__ or '')}\n\n{_EXAMPLES}"
@@ -161,6 +153,23 @@ def _text(path: Path) -> Text:
     if str(path) != "-":
         return Text(path=path)
     return Text(path=path, data=b"" if sys.stdin is None else sys.stdin.buffer.read())
+
+
+def _show(document: Document, output: Path | None, *, as_json: bool, plot: bool) -> None:
+    """Writes the results to `output`, and shows them: as JSON, or as a table with a plot below it."""
+    if output is not None:
+        _write(document, output)
+    if as_json:
+        print_json(document.as_json())
+        return
+    for line in table_lines(document):
+        print_line(line)
+    if plot:
+        from tinyedge_bench.report.terminal import size_quality_plot
+
+        print_line("\n" + size_quality_plot(document))
+    for line in notes(document):
+        status(printable(line, 600))
 
 
 def _write(document: Document, path: Path) -> None:
@@ -243,9 +252,8 @@ def notes(document: Document) -> Iterator[str]:
     yield f"{more['base']['note']}; {perplexity['tokens']} tokens of {perplexity['text']} scored"
     test = more["speed_test"]
     if test["runs"]:
-        yield (
-            f"speed: the median of {test['runs']} run{'s' * (test['runs'] != 1)} of {test['prompt']} prompt and "
-            f"{test['generate']} generated tokens, {more['speed_order']}"
-        )
+        parts = [f"{test[key]} {word}" for key, word in (("prompt", "prompt"), ("generate", "generated")) if test[key]]
+        runs = f"{test['runs']} run{'s' * (test['runs'] != 1)}"
+        yield f"speed: the median of {runs} of {' and '.join(parts)} tokens, {more['speed_order']}"
     for each in document.missing:
         yield f"missing: {each.what} ({each.reason})"

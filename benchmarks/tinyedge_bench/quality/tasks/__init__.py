@@ -24,7 +24,7 @@ class _Form:
     metric: str
 
 
-# The metrics are those of TinyLlama's and Pythia's tables; lm-evaluation-harness gives no acc_norm where ours is ACCURACY.
+# The metrics are those of TinyLlama's table (its EVAL.md: acc_norm, where lm-evaluation-harness gives one).
 _FORMS = {
     "hellaswag": _Form(hellaswag.fits, hellaswag.question, ACCURACY_NORM),
     "winogrande": _Form(winogrande.fits, winogrande.question, ACCURACY),
