@@ -124,10 +124,14 @@ def test_a_model_diverges_from_itself_by_nothing(base: OpenModel, windows: Windo
     assert found.correlation == pytest.approx(1)
 
 
-def test_every_printed_digit_is_llama_perplexitys_once_its_16_bits_are_imitated(
+def test_only_the_16_bits_of_its_file_part_us_from_llama_perplexity(
     model: OpenModel, base: OpenModel, windows: Windows, tmp_path: Path
 ) -> None:
-    """And without the imitation every figure is as near as 16 bits allow."""
+    """Its formulas in plain Python give every figure it prints (in float32, to 3 in the last of six digits) when log-probabilities go through its 16 bits, ours when not.
+
+    No log-probability in its file is below the likeliest's less 16. This text has rarer tokens than that, so that the base's
+    perplexity from that file is 15% too small; over prose it is the same.
+    """
     (tmp_path / "text").write_bytes((DEMO / "README.md").read_bytes())
     common = ("-c", str(CONTEXT), "-b", str(2 * CONTEXT), "--kl-divergence-base", tmp_path / "logits")
     llama_perplexity("-m", base.path, "-f", tmp_path / "text", *common, until="Final estimate")
@@ -140,15 +144,15 @@ def test_every_printed_digit_is_llama_perplexitys_once_its_16_bits_are_imitated(
             found += list(logits_of(opened.model, window)[CONTEXT // 2 : -1])
         targets += window[CONTEXT // 2 + 1 :]
     imitated = kl_statistics(rows, base_rows, targets, rounded=True)
+    exact = kl_statistics(rows, base_rows, targets, rounded=False)
     perplexity, divergence = measure_divergence(model, base, windows)
     measured = figures(divergence, perplexity)
     assert measured.keys() == said.keys()
     for name, words in said.items():
-        for word, imitation, ours in zip(words, imitated[name], measured[name], strict=True):
-            step = 10.0 ** -len(word.partition(".")[2])
-            assert imitation == pytest.approx(float(word), rel=1e-5, abs=1.01 * step), name
-            allowed = 0.5 if name == "Same top p" else 1e-4 if "KLD" in name else 0.01 if "Δp" in name else 1e-3
-            assert ours == pytest.approx(float(word), rel=1e-4, abs=allowed), name
+        step = 10.0 ** -len(words[0].partition(".")[2])
+        assert imitated[name] == pytest.approx([float(word) for word in words], rel=1e-5, abs=3 * step), name
+        assert measured[name] == pytest.approx(exact[name], rel=1e-4, abs=1e-5), name
+    assert exact["Mean    KLD"] == pytest.approx(imitated["Mean    KLD"], rel=0.01)
 
 
 def bent(key: str, kind: str, value: object) -> Parts:

@@ -158,8 +158,12 @@ def test_wishes_of_a_task_are_heeded_or_refused(demo: Path) -> None:
             model.generate_until(_instances(("x", {"max_gen_toks": 9999})))
         with pytest.raises(TemplateError, match="has no chat template"):
             model.apply_chat_template([{"role": "user", "content": "hi"}])
+        with pytest.raises(EvaluationError, match="65 stop strings and at most 64"):
+            model.generate_until(_instances(("x", {"until": [str(number) for number in range(65)]})))
     with pytest.raises(EvaluationError, match="batch_size is a number"):
         TinyedgeLM(demo, batch_size="many")
+    with pytest.raises(EvaluationError, match="ctx is a number from 1 on, not -3"):
+        TinyedgeLM(demo, ctx=-3)
 
 
 def test_conversations_go_through_the_template_of_the_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tinyedge.native.sequences import SequenceContext
 from tinyedge_bench.quality import likelihood
 from tinyedge_bench.quality.likelihood import Continuation, Likelihood, Scorer
 from tinyedge_bench.quality.models import OpenModel, open_model
-from tinyedge_bench.quality.shared_prefixes import arrange, groups, shared
+from tinyedge_bench.quality.shared_prefixes import arrange, groups
 from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
 from tinyedge_quantize.convert import convert
 
@@ -182,4 +182,3 @@ def test_groups_hold_what_the_cache_has_room_for() -> None:
     assert list(groups(texts, tokens=4, branches=100)) == [[9, 7, 6], [4], [5]]
     assert list(groups(texts, tokens=100, branches=2)) == [[9, 7, 6], [4, 5]]
     assert list(groups({}, tokens=1, branches=1)) == []
-    assert (shared((), (1,)), shared((1, 2), (1, 3)), shared((1, 2), (1, 2, 3))) == (0, 1, 2)

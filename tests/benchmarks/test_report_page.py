@@ -178,7 +178,7 @@ def test_nothing_to_read_is_the_first_error(tmp_path: Path) -> None:
 
 
 WORDS = [MARKUP, "$\\frac{1}{", "\x1b[2J\u202e\x00"]
-HOSTILE = [*WORDS, math.nan, math.inf, 10**400, -1, 0, 1e-320, 9e29, 1e308, True, None, [], {}]
+HOSTILE = [*WORDS, math.nan, math.inf, 10**400, -1, 0, 1e-320, 2e-30, 9e29, 1e308, True, None, [], {}]
 
 
 def _poisoned(value: Any, poison: Callable[[], Any]) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_hostile_runtime import mamba_file
 
 from tinyedge.backends import Request, choose, this_machine
 from tinyedge.ceiling import bytes_per_token, kv_bytes_per_token
+from tinyedge.errors import MemoryFitError
 from tinyedge.gguf_file import read_gguf
 from tinyedge.load_plan import LoadPlan
 from tinyedge.machine.bandwidth import Bandwidth
@@ -178,6 +180,45 @@ def test_cases_of_one_depth_share_a_context_and_fill_it_once(model: Path, facts:
             for case in (*deep, *deep[::-1]):
                 runs.sample(case)
     assert filled == [100]
+
+
+def test_with_room_for_one_context_every_case_still_begins_at_its_depth(
+    model: Path, facts: ModelFacts, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyedge_bench.speed.runs._MOST_CONTEXTS", 1)
+    both = [Case(prompt=8, generate=2, depth=depth, threads=1) for depth in (0, 30)]
+    with open_model(model, plan) as opened, Runs(opened, facts, plan, both) as runs:
+        for case in (*both, *both[::-1], *both):
+            runs.prepare(case)
+            (ready,) = runs._open.values()
+            assert ready.context.length == case.depth
+            runs.timed(case)
+            assert ready.context.length == case.depth + 10
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_a_recurrent_state_that_cannot_be_cut_is_computed_anew(tmp_path: Path, sequences: int) -> None:
+    path = mamba_file(tmp_path / "mamba.gguf")
+    facts = describe_model(read_gguf(path))
+    plan = choose(facts, Request(backend="cpu", threads=1, context=64), this_machine())
+    tests = [Case(prompt=p, generate=g, depth=10, sequences=sequences, threads=1) for p, g in ((8, 0), (0, 4))]
+    with open_model(path, plan) as opened, Runs(opened, facts, plan, tests) as runs:
+        for case in (*tests, *tests[::-1]):
+            runs.prepare(case)
+            (ready,) = runs._open.values()
+            assert ready.context.length == 10
+            assert runs.timed(case).seconds > 0
+            assert ready.context.length == 10 + case.prompt + case.generate
+
+
+def test_no_memory_for_a_context_is_a_sentence(
+    model: Path, facts: ModelFacts, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(prompt=8, generate=0, threads=1)
+    with open_model(model, plan) as opened, Runs(opened, facts, plan, [case]) as runs:
+        monkeypatch.setattr("tinyedge_bench.speed.runs.free_memory_bytes", lambda: 1 << 20)
+        with pytest.raises(MemoryFitError, match=r"pp8 needs .* MiB beside the weights, and 1 MiB are free"):
+            runs.sample(case)
 
 
 def test_quick_speed_gives_both_figures_and_leaves_out_what_has_no_tokens(model: Path, plan: LoadPlan) -> None:

@@ -88,7 +88,7 @@ def test_what_cannot_run_is_missing_with_its_reason_and_the_rest_is_measured(mod
     assert "CANN" in reasons["tiny.gguf: pp16, cann; pp999, cann"]
     assert "truncated" in reasons["damaged.gguf"]
     assert "does not exist" in reasons[str(tmp_path / "absent.gguf")]
-    assert "peer llama-bench" in reasons
+    assert "peer llama-bench for tiny.gguf" in reasons
     assert len(reasons) == 5
     assert stderr.count("missing: ") == 5
     assert "Traceback" not in stderr
@@ -103,6 +103,12 @@ def test_when_nothing_could_be_measured_the_first_reason_is_the_error(model: Pat
     done = bench(model, *arguments, *QUICK)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_waiting_for_a_cool_board_is_said_once_where_nothing_tells_its_heat(model: Path) -> None:
+    rows, _, stderr = results(model, "-p", "8", "-n", "0", "-r", "2", "--cool", "99C", *QUICK)
+    assert len(rows[0]["samples_ns"]) == 2
+    assert stderr.count("tells no temperature") == (rows[0]["temperature_c"] is None)
 
 
 def _peer(folder: Path, *, runs: int) -> Path:
@@ -145,6 +151,26 @@ def test_a_peer_is_measured_in_turn(model: Path, tmp_path: Path) -> None:
     assert rows[1]["engine_version"] == "abc (7)"
     assert rows[1]["model_type"] == rows[0]["model_type"]
     assert (tmp_path / "turns").read_text().split() == ["16,0", "0,8", "0,8", "16,0", "0,8", "16,0"]
+
+
+def test_a_peer_is_not_asked_for_what_it_cannot(model: Path, tmp_path: Path) -> None:
+    peer = f"llama-bench={_peer(tmp_path, runs=99)}"
+    rows, missing, _ = results(model, "-p", "16", "-n", "8", "--batch", "1,2", "-r", "1", "--peer", peer, *QUICK)
+    assert [row["test"] for row in rows if row["engine"] == "llama-bench"] == ["pp16", "tg8"]
+    (told,) = missing
+    assert told["what"] == "peer llama-bench: pp16 x2; tg8 x2"
+    assert told["reason"].startswith("llama-bench measures one sequence only")
+
+
+def test_what_ends_one_models_cases_does_not_end_anothers(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(model.read_bytes())
+    peer = f"llama-bench={_peer(tmp_path, runs=1)}"
+    rows, missing, _ = results(model, other, "-p", "16", "-n", "0", "-r", "2", "--peer", peer, *QUICK)
+    assert [(row["model_filename"], row["engine"], len(row["samples_ns"])) for row in rows] == [
+        ("tiny.gguf", "tinyedge", 2), ("tiny.gguf", "llama-bench", 1), ("other.gguf", "tinyedge", 2),
+    ]  # fmt: skip
+    assert [each["what"] for each in missing] == ["peer llama-bench for tiny.gguf", "peer llama-bench for other.gguf"]
 
 
 def test_a_peer_that_fails_is_missing_and_the_others_go_on(model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,7 @@ WRONG = [
     ("winogrande", WINOGRANDE[0], {"answer": "3"}, 'x.jsonl line 2: "answer" is 3, of 2 options'),
     ("winogrande", WINOGRANDE[0], {"sentence": "no gap"}, 'x.jsonl line 2: "sentence" has no gap (_), or nothing behind it'),
     ("winogrande", WINOGRANDE[0], {"option1": " "}, 'x.jsonl line 2: "option1" is empty'),
-    ("arc_easy", ARC[0], {"answerKey": "E"}, "x.jsonl line 2: \"answerKey\" is 'E', of the labels A, B, C, D"),
+    ("arc_easy", ARC[0], {"answerKey": "E"}, "x.jsonl line 2: \"answerKey\" is 'E', of the labels 'A, B, C, D'"),
     ("arc_easy", ARC[0], {"question": {"stem": "x"}}, 'x.jsonl line 2: "choices" is missing'),
     ("arc_easy", ARC[0], ARC_CHOICES, 'x.jsonl line 2: "choices" holds something that is no object'),
     ("arc_easy", ARC[0], ARC_LABELS, 'x.jsonl line 2: "choices" has 2 texts and 3 labels'),
@@ -134,6 +137,19 @@ def test_what_is_no_file_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refusal(f"piqa={tmp_path / 'pipe'}") == "pipe is no file"
     monkeypatch.setattr(rows, "MOST_BYTES", 3)
     assert refusal(str(tmp_path / "notes.txt")) == "notes.txt is larger than any task (9 bytes)"
+
+
+def test_unclosed_brackets_cost_no_time(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choice("a[]\n [") for _ in range(30))
+        row = HELLASWAG[0] | {"endings": [text, "b"], "label": 0}
+        (question,) = read_task(f"hellaswag={write_lines(tmp_path / 'x.jsonl', [row])}").questions
+        assert question.pairs[0][1] == " " + re.sub(r"\[.*?\]", "", text.strip()).replace("  ", " ")
+    row = HELLASWAG[0] | {"endings": ["[" * 100_000] * 20, "label": 0}
+    started = time.process_time()
+    read_task(f"hellaswag={write_lines(tmp_path / 'x.jsonl', [row])}")
+    assert time.process_time() - started < 2  # quadratic: minutes
 
 
 def test_names_of_files_may_hold_commas_and_equals_signs(tmp_path: Path) -> None:

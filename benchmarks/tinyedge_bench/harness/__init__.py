@@ -3,7 +3,7 @@
     from tinyedge_bench.harness import TinyedgeLM
     lm_eval.simple_evaluate(model=TinyedgeLM("model.gguf"), tasks=["arc_easy"])
 
-lm_eval (0.4.9 to 0.4.13) finds no models in other packages, so its command line is called through this one:
+lm_eval (0.4.10 to 0.4.13) looks for no models in other packages, so its command line is called through this one:
 
     python -m tinyedge_bench.harness --model tinyedge --model_args pretrained=model.gguf --tasks arc_easy
 """

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from tinyedge.engine import context_settings
 from tinyedge.generation import TextBuilder, no_numbers
 from tinyedge.load_plan import LoadPlan
+from tinyedge.memory import padded_context
 from tinyedge.native.model import Model
 from tinyedge.native.sequences import SequenceContext
-
-_CONTEXT_STEP = 256  # llama.cpp rounds the room of one of several texts up to it (llama-context.cpp, n_ctx_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +82,8 @@ class Generator:
     """
 
     def __init__(self, model: Model, plan: LoadPlan, *, context: int, sequences: int, strip_space: bool = False) -> None:
-        room = -(-context // _CONTEXT_STEP) * _CONTEXT_STEP
-        settings = replace(context_settings(plan), context=room * sequences, sequences=sequences, outputs=sequences)
+        cells = padded_context(context) * sequences
+        settings = replace(context_settings(plan), context=cells, sequences=sequences, outputs=sequences)
         self._model, self._limit, self._strip = model, context, strip_space
         self._context = SequenceContext(model, settings)
         self._slots: list[_Running | None] = [None] * sequences

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from tinyedge.backends import Request, wished_context
 from tinyedge.chat.chat_template import ChatTemplate, Message
 from tinyedge.errors import EvaluationError, TemplateError
 from tinyedge.gguf_split import read_model
+from tinyedge.memory import free_memory_bytes, memory_needed, padded_context
 from tinyedge.model_facts import describe_model
 from tinyedge.model_identity import model_identity
+from tinyedge.stops import StopMatcher
 from tinyedge_bench.harness.generation import Choice, Continuing, Generator
 from tinyedge_bench.quality.likelihood import Continuation, Scorer
 from tinyedge_bench.quality.models import open_model
@@ -59,12 +62,14 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("ctx", ctx), ("threads", threads), ("batch", batch), ("max_gen_toks", max_gen_toks)):
+            if value is not None and not (isinstance(value, int) and 0 < value < 2**31):
+                raise EvaluationError(f"{name} is a number from 1 on, not {value!r:.40}", "leave it out of --model_args")
         path = Path(pretrained)
         self._path, self._gguf = path, read_model(path)
         self.max_length: int = ctx or wished_context(describe_model(self._gguf), Request())
         self.max_gen_toks = max_gen_toks
         self.batch_size = _side_by_side(batch_size, max_batch_size)
-        self._batch = batch
         self._opened = open_model(
             path,
             threads=threads,
@@ -72,6 +77,7 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
             gpu_layers=gpu_layers,
             context=self.max_length,
         )
+        self._plan = replace(self._opened.plan, batch=batch)
         self._model = self._opened.model
         self._scorer: Scorer | None = None
         self._chat: ChatTemplate | None = None
@@ -122,7 +128,7 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         if self._scorer is None:
-            self._scorer = Scorer(self._model, self._opened.plan, context=self.max_length, batch=self._batch)
+            self._scorer = Scorer(self._model, self._plan, context=self.max_length, batch=self._plan.batch)
         with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
             found = self._scorer.score(
                 [Continuation(tuple(context), tuple(tokens)) for _, context, tokens in requests],
@@ -143,12 +149,13 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         if self._scorer is not None:  # its cache and the generator's need not both be in memory
             self._scorer.close()
             self._scorer = None
-        sequences = min(self.batch_size, len(asked))
+        context = min(self.max_length, max(len(each.tokens) + each.most for each in asked))
+        sequences = self._fitting(context, min(self.batch_size, len(asked)))
         with (
             Generator(
                 self._model,
-                self._opened.plan,
-                context=self.max_length,
+                self._plan,
+                context=context,
                 sequences=sequences,
                 strip_space=self._strips_space,
             ) as generator,
@@ -159,6 +166,17 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
                 self.cache_hook.add_partial("generate_until", requests[index].args, text)
                 bar.update()
         return answers
+
+    def _fitting(self, context: int, wanted: int) -> int:
+        """How many texts of `context` tokens free memory holds side by side, at most `wanted` and at least one."""
+        facts, plan = self._opened.facts, self._plan
+        free = free_memory_bytes() if plan.backend == "cpu" else plan.device.memory_free
+        for count in range(wanted, 1, -1):
+            cells = padded_context(context) * count
+            need = memory_needed(facts, cells, batch=plan.batch, kv_type=plan.kv_type, outputs=count)
+            if need.kv_bytes + need.compute_bytes <= free:
+                return count
+        return 1
 
     def _continuing(self, text: str, wishes: dict[str, Any]) -> Continuing:
         """The request in our words. Raises EvaluationError for a wish that cannot be."""
@@ -173,6 +191,10 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
                 _say_once(f"generation argument {name!r} is not known here and does nothing")
         until = wishes.get("until") or []
         stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        try:
+            StopMatcher(stops)
+        except ValueError as error:
+            raise EvaluationError(str(error), "change `until` in the task's generation_kwargs") from None
         chosen = {name: wishes[name] for name in _CHOICES if wishes.get(name) is not None}
         if wishes.get("do_sample") is False:
             chosen["temperature"] = 0.0

@@ -80,13 +80,17 @@ class Evaluation:
     _tasks: list[Task] = field(default_factory=list, init=False)
 
     def run(self) -> None:
-        """Measures all. Raises the first error when nothing at all could be measured."""
+        """Measures all. Raises the first error when nothing at all could be measured; Ctrl-C leaves what was measured."""
         self._read()
         if self._text or self._tasks:
             with self._base() as base:
-                for subject in self.subjects:
-                    with self._going_on(subject.name):
-                        self._measure(subject, base)
+                for number, subject in enumerate(self.subjects):
+                    try:
+                        with self._going_on(subject.name):
+                            self._measure(subject, base)
+                    except KeyboardInterrupt:
+                        self.missing += [Missing(what=left.name, reason="interrupted") for left in self.subjects[number:]]
+                        raise
         if not self.results:
             raise self.errors[0]
 

@@ -19,7 +19,8 @@ from tinyedge.errors import EvaluationError
 from tinyedge.load_plan import LoadPlan
 from tinyedge.native.model import Model
 from tinyedge.native.sequences import Floats, SequenceContext
-from tinyedge_bench.quality.shared_prefixes import Text, Tokens, arrange, groups, shared
+from tinyedge.tokens import common_length
+from tinyedge_bench.quality.shared_prefixes import Text, Tokens, arrange, groups
 
 _SIDE_BY_SIDE = 64  # texts in one context: enough short answers for full batches
 _STATES = 8  # those of a recurrent or hybrid model, which keeps a state of up to 60 MB (granite 4 tiny) for each
@@ -170,7 +171,7 @@ class Scorer:
         """Lets `first` begin with what the cache holds of it, up to the first place whose prediction is wanted."""
         held = self._held
         first.sequence = held.sequence
-        self._cut(first, min([shared(held.tokens, first.tokens), *first.wanted]), len(held.tokens))
+        self._cut(first, min([common_length(held.tokens, first.tokens), *first.wanted]), len(held.tokens))
 
     def _depart(self, text: Text, free: list[int], ready: deque[Text]) -> None:
         """Makes ready what departs from `text` up to where it is read."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tinyedge.tokens import common_length
+
 Tokens = tuple[int, ...]
 
 
@@ -52,7 +54,7 @@ def groups(texts: Mapping[int, Tokens], *, tokens: int, branches: int) -> Iterat
     for key in sorted(texts, key=texts.__getitem__):
         text = texts[key]
         new = text != before or not group
-        added = (len(text) - shared(before, text) if group else len(text)) if new else 0
+        added = (len(text) - common_length(before, text) if group else len(text)) if new else 0
         if group and (used + added > tokens or count + new > branches):
             yield group
             group, used, count, added, new = [], 0, 0, len(text), True
@@ -67,7 +69,7 @@ def arrange(texts: Sequence[Tokens]) -> list[Text]:
     arranged = [Text(texts[0])]
     path = [arranged[0]]
     for tokens in texts[1:]:
-        start = shared(arranged[-1].tokens, tokens)
+        start = common_length(arranged[-1].tokens, tokens)
         while len(path) > 1 and path[-1].start >= start:
             path.pop()
         text = Text(tokens, start, path[-1])
@@ -75,15 +77,3 @@ def arrange(texts: Sequence[Tokens]) -> list[Text]:
         path.append(text)
         arranged.append(text)
     return arranged
-
-
-def shared(one: Tokens, other: Tokens) -> int:
-    """With how many tokens both begin."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

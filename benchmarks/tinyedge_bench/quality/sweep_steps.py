@@ -128,7 +128,7 @@ class Steps:
         return cut(tokens, wishes.text.name, context=context, bos=model.bos, stride=wishes.stride, chunks=wishes.chunks)
 
     def _measure(self, file: PlannedFile, path: Path, base: OpenModel, windows: Windows) -> _Measured:
-        """The type's file made, read beside the base, and asked; what comes out of the base's perplexity is kept."""
+        """The type's file made, read beside the base, and asked. The base's perplexity, which comes out too, is kept."""
         path, seconds = self._convert(file.type, path, self._wishes.conversion)
         check_same_vocabulary(path, base.path)
         with self._open(path) as model:

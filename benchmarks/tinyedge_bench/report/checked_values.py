@@ -5,24 +5,25 @@ What leaves this module is finite, of its type, printable and of bounded length;
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 MOST_SAMPLES = 200  # of one row, evenly taken
 MOST_SENTENCES = 20
+_LEAST = 1e-30  # below it a number is 0, above its inverse it is none: products and ratios of those between stay finite
 _LONGEST_NAME = 80
 _LONGEST_SENTENCE = 400
 
 
 def number(value: Any, *keys: str) -> float | None:
-    """The finite number at `keys` inside `value`; None where there is none."""
+    """The number at `keys` inside `value`; None where there is none, or one beyond what anything here can measure."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e30:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    if value == 0 or _LEAST <= abs(value) <= 1 / _LEAST:
+        return float(value)
+    return 0.0 if abs(value) < _LEAST else None
 
 
 def count(value: Any, *keys: str) -> int:
@@ -34,7 +35,7 @@ def count(value: Any, *keys: str) -> int:
 def text(value: Any, limit: int = _LONGEST_NAME) -> str:
     """A name or sentence with what is not printable escaped, cut at `limit`; empty for what is neither text nor a number."""
     if isinstance(value, (int, float)):
-        value = str(value) if abs(value) < 1e30 else ""
+        value = str(value) if abs(value) <= 1 / _LEAST else ""
     if not isinstance(value, str):
         return ""
     cut = value[: limit + 1]
@@ -44,7 +45,7 @@ def text(value: Any, limit: int = _LONGEST_NAME) -> str:
 
 def file_name(value: Any) -> str:
     """The last part of a path: where a file was on its machine concerns nobody."""
-    return text(re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value)
+    return text(value.replace("\\", "/").rpartition("/")[2] if isinstance(value, str) else value)
 
 
 def sentences(value: Any) -> tuple[str, ...]:

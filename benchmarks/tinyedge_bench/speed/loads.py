@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -45,7 +45,7 @@ class Load:
 
 
 def measure_load(path: Path, plan: LoadPlan, cases: Sequence[Case]) -> Load:
-    """Loads the model of the GGUF file at `path` as `plan` says; the peak is that of the largest of `cases`.
+    """Loads the model of the GGUF file at `path` as `plan` says; the peak is with the largest of `cases`, its context whole.
 
     No process may have the file mapped meanwhile, or nothing is cold. Raises NativeError when a child fails.
     """
@@ -53,14 +53,14 @@ def measure_load(path: Path, plan: LoadPlan, cases: Sequence[Case]) -> Load:
     first = _run(path, plan, None)
     largest = max(cases, key=lambda case: case.positions)
     warm = [_run(path, plan, None)["load_s"] for _ in range(_WARM_RUNS)]
-    peak = _run(path, plan, replace(largest, generate=1))["peak_memory_bytes"]
+    peak = _run(path, plan, largest)["peak_memory_bytes"]
     return Load(
         cold_s=None if note else first["load_s"], cold_note=note, warm_s=statistics.median(warm), peak_memory_bytes=peak
     )
 
 
 def _run(path: Path, plan: LoadPlan, case: Case | None) -> dict[str, Any]:
-    """What a child says that loads the model, and runs the case if there is one."""
+    """What a child says that loads the model and, if there is a case, reads its depth and prompt and makes a token."""
     order = {
         "path": str(path),
         "backend": plan.backend,
@@ -100,9 +100,9 @@ def _measured(order: dict[str, Any]) -> dict[str, Any]:
     from tinyedge.native.context import Context
     from tinyedge_bench.speed.runs import Runs, open_model
 
-    path, layers = Path(order["path"]), order["gpu_layers"] or None
+    path = Path(order["path"])
     facts = describe_model(read_model(path))
-    request = Request(backend=order["backend"], gpu_layers=layers, threads=order["threads"], context=256)
+    request = Request(backend=order["backend"], gpu_layers=order["gpu_layers"], threads=order["threads"], context=256)
     plan = choose(facts, request, this_machine())
     begun = perf_counter()
     with open_model(path, plan) as model:

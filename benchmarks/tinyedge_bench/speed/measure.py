@@ -88,6 +88,7 @@ class Measurement:
     _ceilings: Ceilings = field(default_factory=Ceilings)
     _sensors: Sensors = field(default_factory=Sensors)
     _ended: set[Hashable] = field(default_factory=set)
+    _said: set[str] = field(default_factory=set)
     _done: int = 0
     _total: int = 0
 
@@ -96,7 +97,7 @@ class Measurement:
         found = [group for path in self.models for group in self._groups(path)]
         all_cases = [case for group in found for case in group.plans]
         if all_cases and self.options.ceilings:
-            self._ceilings = this_ceilings(all_cases, self.listener.note)
+            self._ceilings = this_ceilings(all_cases, self._say)
         self._total = len(all_cases) * self.options.runs
         for group in found:
             try:
@@ -124,6 +125,12 @@ class Measurement:
         reason = error.problem if isinstance(error, TinyEdgeError) else (error.strerror or str(error))
         self._missing.append(Missing(what=what, reason=reason))
 
+    def _say(self, text: str) -> None:
+        """Tells the listener what was not said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.listener.note(text)
+
     def _groups(self, path: Path) -> list[Group]:
         try:
             facts = runnable_facts(path)
@@ -136,12 +143,12 @@ class Measurement:
             alike.setdefault(each.error.problem, []).append(each)
         for together in alike.values():
             titles = [self._title(each.case, each.backend) for each in together]
-            more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
-            self.miss(f"{self._filename(path)}: {'; '.join(titles[:_NAMED])}{more}", together[0].error)
+            self.miss(f"{self._filename(path)}: {_listed(titles)}", together[0].error)
         return found
 
     def _measure(self, group: Group) -> None:
-        self.listener.note(group.plan.reason.partition(";")[0])
+        self._ended.clear()
+        self._say(group.plan.reason.partition(";")[0])
         if self.options.loads:
             self._load(group)
         with ExitStack() as stack:
@@ -149,15 +156,19 @@ class Measurement:
             model = stack.enter_context(open_model(group.path, group.plan))
             runs = stack.enter_context(Runs(model, group.facts, group.plan, group.plans))
             subject = Subject(filename=self._filename(group.path), description=model.description, facts=group.facts)
-            turns = [list(self._turns(case, group, subject, runs, peers)) for case in group.plans]
+            supported = {id(peer): self._supported(peer, group) for peer in peers}
+            for peer in peers:
+                stack.callback(self._note_peer, peer, subject)
+            turns = [
+                list(self._turns(case, group, subject, runs, [peer for peer in peers if case in supported[id(peer)]]))
+                for case in group.plans
+            ]
             self._total += (sum(map(len, turns)) - len(turns)) * self.options.runs
             for number in range(self.options.runs):
                 for engines in order(turns, number):
                     for turn in order(engines, number):
                         self._take(turn)
                 self.full_rounds += 1
-            for peer in peers:
-                self._note_peer(peer)
 
     def _load(self, group: Group) -> None:
         name = self._filename(group.path)
@@ -174,13 +185,13 @@ class Measurement:
             try:
                 peer = open_peer(argument, group.path, group.facts)
             except (TinyEdgeError, OSError) as error:
-                self.miss(f"peer {argument.partition('=')[0]}", error)
+                self.miss(self._peer_title(argument.partition("=")[0], group), error)
                 continue
             stack.callback(peer.close)
             yield peer
 
     def _turns(self, case: Case, group: Group, subject: Subject, runs: Runs, peers: Sequence[Peer]) -> Iterator[_Turn]:
-        """The case by us, then by each peer that can run it."""
+        """The case by us, then by each of the peers."""
         plan = group.plans[case]
         ours = Timed(case=case, engine=_OURS, batch=plan.batch, gpu_layers=plan.gpu_layers)
         self._rows.append((ours, subject))
@@ -192,18 +203,35 @@ class Measurement:
             run=partial(runs.timed, case),
         )
         for peer in peers:
-            try:
-                why_not, version = peer.supports(case), peer.version
-            except TinyEdgeError as error:
-                why_not, version = error.problem, ""
-            if why_not is not None:
-                self._missing.append(Missing(what=f"peer {peer.name}: {case.name}", reason=why_not))
-                continue
-            engine = Engine(name=peer.name, version=version)
+            engine = Engine(name=peer.name, version=peer.version)
             theirs = Timed(case=case, engine=engine, batch=plan.batch, gpu_layers=plan.gpu_layers)
             self._rows.append((theirs, subject))
-            run = partial(_sample_of, peer, case)
-            yield _Turn(timed=theirs, title=f"peer {peer.name}", fate=id(peer), prepare=settle, run=run)
+            yield _Turn(
+                timed=theirs,
+                title=self._peer_title(peer.name, group),
+                fate=id(peer),
+                prepare=settle,
+                run=partial(_sample_of, peer, case),
+            )
+
+    def _supported(self, peer: Peer, group: Group) -> set[Case]:
+        """The cases of the group that the peer can run; why not the others is noted."""
+        found: set[Case] = set()
+        refused: dict[str, list[str]] = {}
+        for case in group.plans:
+            try:
+                why_not = peer.supports(case)
+            except TinyEdgeError as error:
+                self.miss(self._peer_title(peer.name, group), error)
+                return set()
+            if why_not is None:
+                found.add(case)
+            else:
+                refused.setdefault(why_not, []).append(self._title(case, case.backend))
+        for reason, titles in refused.items():
+            what = f"{self._peer_title(peer.name, group)}: {_listed(titles)}"
+            self._missing.append(Missing(what=what, reason=reason))
+        return found
 
     def _take(self, turn: _Turn) -> None:
         """One run, unless an error has ended these."""
@@ -214,17 +242,17 @@ class Measurement:
             return
         try:
             if self.options.cooling is not None:
-                self.options.cooling.wait(self.listener.note)
+                self.options.cooling.wait(self._say)
             turn.prepare()
             turn.timed.add(*self._sensors.during(turn.run))
         except (TinyEdgeError, OSError) as error:
             self._ended.add(turn.fate)
             self.miss(turn.title, error)
 
-    def _note_peer(self, peer: Peer) -> None:
+    def _note_peer(self, peer: Peer, subject: Subject) -> None:
         """Hands what a reader must know of the peer's figures to its rows."""
-        for timed, _ in self._rows:
-            if timed.engine.name == peer.name:
+        for timed, of in self._rows:
+            if of is subject and timed.engine.name == peer.name:
                 timed.notes = tuple(dict.fromkeys((*timed.notes, *peer.notes)))
 
     def _title(self, case: Case, backend: str) -> str:
@@ -237,6 +265,9 @@ class Measurement:
         )
         return ", ".join(text for told, text in parts if told)
 
+    def _peer_title(self, name: str, group: Group) -> str:
+        return f"peer {name} for {self._filename(group.path)}" if len(self.models) > 1 else f"peer {name}"
+
     def _filename(self, path: Path) -> str:
         """The file's name; its path where another model has the same name."""
         return str(path) if sum(each.name == path.name for each in self.models) > 1 else path.name
@@ -244,3 +275,8 @@ class Measurement:
 
 def _sample_of(peer: Peer, case: Case) -> Sample:
     return Sample(peer.sample(case))
+
+
+def _listed(titles: Sequence[str]) -> str:
+    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+    return "; ".join(titles[:_NAMED]) + more

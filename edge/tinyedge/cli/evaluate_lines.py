@@ -65,8 +65,8 @@ def _timings(row: Row) -> Iterator[str]:
 
 
 def _metric(task: Row) -> str:
-    """The accuracy that is shown of a task: by length where it has that, as published tables do."""
-    return "accuracy" if task.get("accuracy_norm") is None else "accuracy_norm"
+    """The figure that published tables give of a task: accuracy, or accuracy by length."""
+    return str(task["metric"])
 
 
 def _estimate(found: Row | None, value: str, error: str, digits: int, *, share: bool = False) -> str:

@@ -7,6 +7,7 @@ common: a batch names for each token its sequence and its position, and says whe
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class SequenceContext(Context):
     """
 
     def __init__(self, model: Model, settings: ContextSettings) -> None:
-        super().__init__(model, settings)
+        # llama.cpp aborts where there is not a row of logits for each text.
+        super().__init__(model, replace(settings, outputs=max(settings.outputs, settings.sequences)))
         room = self._room
         self._ids = np.zeros(room, dtype=np.int32)
         self._positions = np.zeros(room, dtype=np.int32)

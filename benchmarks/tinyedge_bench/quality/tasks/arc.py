@@ -41,5 +41,5 @@ def exported_choices(row: Row) -> tuple[tuple[str, ...], int]:
 def _right(row: Row, labels: tuple[str, ...]) -> int:
     key = row.text("answerKey").strip()
     if key not in labels:
-        raise row.error(f'"answerKey" is {key!r:.20}, of the labels {", ".join(labels):.80}')
+        raise row.error(f'"answerKey" is {key!r:.20}, of the labels {", ".join(labels)!r:.80}')
     return labels.index(key)
