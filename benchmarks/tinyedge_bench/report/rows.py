@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,8 +80,8 @@ def speed_cases(document: Document, source: str = "") -> list[SpeedCase]:
 
 def _speed_case(row: Mapping[str, Any], source: str) -> SpeedCase | None:
     samples = tuple(each for each in numbers(row.get("samples_ts")) if each > 0)
-    mean = number(row, "avg_ts") or (sum(samples) / len(samples) if samples else 0.0)
-    median = number(row, "median_ts") or (sorted(samples)[len(samples) // 2] if samples else mean)
+    mean = number(row, "avg_ts") or (statistics.fmean(samples) if samples else 0.0)
+    median = number(row, "median_ts") or (statistics.median(samples) if samples else mean)
     if median <= 0:
         return None
     kv = text(row.get("type_k"), 20).upper() or "F16"
