@@ -33,6 +33,7 @@ COMMANDS = {
     "chat": "printf 'Once upon a time there was a wolf\\nThe wolf said\\n' | tinyedge chat demo.gguf -n 40 --seed 3 --no-cache",
     "inspect": "tinyedge inspect demo.gguf",
     "bench": "tinyedge bench demo.gguf -r 5",
+    "eval": "tinyedge eval demo.gguf --text LICENSE --base demo",
     "version": "tinyedge --version",
     "wheel": "tinyedge wheel --board rpi4,rpi5 -o wheels",
     "devices": "tinyedge devices",
@@ -45,7 +46,7 @@ def record(names: Collection[str]) -> None:
     outputs = kept("outputs")["outputs"] if set(names) < set(COMMANDS) else {}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("edge", "README.md"):
+        for part in ("edge", "README.md", "LICENSE"):
             (Path(folder) / part).symlink_to(ROOT / part)
         for name in names:
             command = COMMANDS[name]

@@ -164,7 +164,7 @@ def _tokens_per_s(row: dict[str, Any]) -> str:
 
 def _paired_ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
     """The median of the ratios run by run, which were taken in turn."""
-    return statistics.median(ours / theirs for ours, theirs in zip(row["samples_ts"], other["samples_ts"], strict=True))
+    return float(statistics.median(ours / theirs for ours, theirs in zip(row["samples_ts"], other["samples_ts"], strict=True)))
 
 
 def _document_note(result: dict[str, Any]) -> str:

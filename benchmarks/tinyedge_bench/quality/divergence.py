@@ -1,8 +1,8 @@
 """How far a model's predictions are from those of a base, by llama-perplexity's definitions (`kl_divergence`).
 
-llama-perplexity writes the base's log-probabilities to a file first, 16 bits each and none below the largest less 16. Here
-both models read the same windows side by side and nothing is stored or rounded, so that figures agree with its own to what
-those 16 bits allow: about 1e-6 of a mean over ten thousand tokens, 1e-4 of a single token.
+llama-perplexity writes the base's log-probabilities to a file first, 16 bits each and none below the likeliest's less 16. Here
+both models read the same windows side by side and nothing is stored, rounded or cut off. Over prose the means agree to the
+fifth digit; over a text with tokens rarer than that, its perplexity of the base is too small, and all that follows from it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-_LONGEST_FILE = 24
+_LONGEST_FILE = 20
 
 
 def distinct_labels(traits: Sequence[Mapping[str, str]]) -> list[str]:
@@ -38,4 +38,4 @@ def _files(names: Iterable[str]) -> list[str]:
         ending = ".gguf" if all(each.endswith(".gguf") for each in distinct) else ""
         cut = [each[start : len(each) - len(ending)] for each in found]
         found = cut if all(cut) else found
-    return [each if len(each) <= _LONGEST_FILE else f"{each[:9]}…{each[-12:]}" for each in found]
+    return [each if len(each) <= _LONGEST_FILE else f"{each[:7]}…{each[-12:]}" for each in found]

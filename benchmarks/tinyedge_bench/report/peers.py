@@ -27,7 +27,7 @@ def peer_section(cases: Sequence[SpeedCase]) -> Section:
     engines = list(dict.fromkeys(case.engine for group in shared for case in group))
     strips = [
         Strip(
-            name=f"{name} · {case.engine}" if len(shared) > 1 else case.engine,
+            name=f"{case.engine} · {name}" if len(shared) > 1 else case.engine,
             middle=case.median / group[0].median,
             value=f"{case.median / group[0].median:.3f}",
             samples=[sample / group[0].median for sample in case.samples],

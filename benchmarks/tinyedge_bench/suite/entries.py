@@ -6,15 +6,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tinyedge_bench.results import RESULTS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+_toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # tomli is what became tomllib
 
 SUITE = RESULTS.parent / "suite.toml"
 
@@ -77,7 +75,7 @@ class Suite:
 def read_suite(path: Path = SUITE) -> Suite:
     """The suite that the file describes; a mistake in it is ours, and raises KeyError or TypeError."""
     with path.open("rb") as file:
-        table: dict[str, Any] = tomllib.load(file)
+        table: dict[str, Any] = _toml.load(file)
     return Suite(
         models=tuple(
             SuiteModel(name=name, about=row["about"], type_name=row["type"], shape=row.get("shape"))
