@@ -75,13 +75,13 @@ def log_probabilities(row: Sequence[float]) -> list[float]:
 
 
 def in_16_bits(row: Floats) -> npt.NDArray[np.float64]:
-    """The log-probabilities that llama-perplexity's file holds of a row of logits."""
-    highest = float(row.max())
-    lowest = max(float(row.min()), highest - 16)
-    total = math.log(float(np.exp(row.astype(np.float64) - highest).sum()))
-    scale = (highest - lowest) / 65535
-    steps = np.where(row > lowest, np.rint((row.astype(np.float64) - lowest) / scale), 0)
-    return scale * steps + (lowest - highest - total)
+    """The log-probabilities that llama-perplexity's file holds of a row of logits, computed in float32 as there."""
+    highest = row.max()
+    lowest = max(row.min(), highest - np.float32(16))
+    total = np.float32(math.log(float(np.exp(row - highest).sum(dtype=np.float64))))
+    scale = (highest - lowest) / np.float32(65535)
+    steps = np.where(row > lowest, np.rint(np.float32(1) / scale * (row - lowest)), np.float32(0))
+    return (scale * steps + (lowest - highest - total)).astype(np.float64)
 
 
 def kl_statistics(

@@ -127,7 +127,9 @@ def test_a_model_diverges_from_itself_by_nothing(base: OpenModel, windows: Windo
 def test_only_the_16_bits_of_its_file_part_us_from_llama_perplexity(
     model: OpenModel, base: OpenModel, windows: Windows, tmp_path: Path
 ) -> None:
-    """Its formulas in plain Python give every figure it prints (in float32, to 3 in the last of six digits) when log-probabilities go through its 16 bits, ours when not.
+    """Its formulas in plain Python give every figure it prints when log-probabilities go through its 16 bits, ours when not.
+
+    Percentiles are figures of single tokens, which sums in another order may move by a step of the 16 bits.
 
     No log-probability in its file is below the likeliest's less 16. This text has rarer tokens than that, so that the base's
     perplexity from that file is 15% too small; over prose it is the same.
@@ -149,8 +151,10 @@ def test_only_the_16_bits_of_its_file_part_us_from_llama_perplexity(
     measured = figures(divergence, perplexity)
     assert measured.keys() == said.keys()
     for name, words in said.items():
+        mean = name.startswith(("Mean", "RMS", "Same"))
         step = 10.0 ** -len(words[0].partition(".")[2])
-        assert imitated[name] == pytest.approx([float(word) for word in words], rel=1e-5, abs=3 * step), name
+        near = {"rel": 1e-5, "abs": 3 * step} if mean else {"rel": 1e-3, "abs": 2e-3 if "Δp" in name else 2e-5}
+        assert imitated[name] == pytest.approx([float(word) for word in words], **near), name
         assert measured[name] == pytest.approx(exact[name], rel=1e-4, abs=1e-5), name
     assert exact["Mean    KLD"] == pytest.approx(imitated["Mean    KLD"], rel=0.01)
 
