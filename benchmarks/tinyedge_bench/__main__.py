@@ -55,12 +55,16 @@ def run(suite: Suite, benchmark: Benchmark, given: Mapping[str, object], runs: i
 
 
 def main() -> int:
+    if not SUITE.is_file():
+        print(f"error: {SUITE.name} is not part of the installed package: run this in a clone of tinyedge", file=sys.stderr)
+        return 1
     suite = read_suite()
     options = _options(suite)
     if options.list:
         for benchmark in suite.benchmarks:
             needs = "".join(f", {_flag(name)}" for name in sorted(suite.needs(benchmark)))
-            print(f"{benchmark.name}: {benchmark.about} ({benchmark.runs} runs{needs})")
+            plural = "s" * (benchmark.runs != 1)
+            print(f"{benchmark.name}: {benchmark.about} ({benchmark.runs} run{plural}{needs})")
         return 0
     given = {name: value for name in _given(suite) if (value := getattr(options, name)) is not None}
     folder: Path = options.models or cache_folder() / "suite"
@@ -84,12 +88,13 @@ def _options(suite: Suite) -> argparse.Namespace:
     names = tuple(benchmark.name for benchmark in suite.benchmarks)
     parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks; all by default")
     parser.add_argument("--list", action="store_true", help="say what there is")
-    parser.add_argument("--runs", type=int, help="runs of each, in place of the suite's numbers")
+    parser.add_argument("--runs", type=int, metavar="N", help="runs of each, in place of the suite's numbers")
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help="where the models lie or are made, 3 GB (default: the cache)"
     )
     for name in _given(suite):
-        parser.add_argument(_flag(name), type=_place)
+        needing = ", ".join(benchmark.name for benchmark in suite.benchmarks if name in benchmark.places)
+        parser.add_argument(_flag(name), type=_place, metavar="PATH", help=f"for {needing}")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in names]
     if unknown:

@@ -93,6 +93,11 @@ def render(text: str) -> str:
     return _BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[4], text)
 
 
+def stale(text: str) -> list[str]:
+    """The names of the README's blocks that are not what the kept results say; raises as `render`."""
+    return [match[2] for match in _BLOCK.finditer(text) if match[3] != BLOCKS[match[2]]()]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fill the README from the kept results.")
     parser.add_argument("--check", action="store_true")
@@ -101,13 +106,20 @@ def main() -> int:
     if options.record is not None:
         record(options.record or tuple(COMMANDS))
     before = README.read_text()
-    after = render(before)
     if options.check:
-        return int(before != after)
-    README.write_text(after)
+        differing = stale(before)
+        if differing:
+            print(
+                f"README.md differs from {RESULTS.name}/ in {', '.join(differing)}: run this without --check", file=sys.stderr
+            )
+        return int(bool(differing))
+    README.write_text(render(before))
     print(f"README.md filled from {RESULTS.name}/: {json.dumps(sorted(BLOCKS))}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")

@@ -83,5 +83,8 @@ def keep(name: str, result: dict[str, Any]) -> Path:
 
 def kept(name: str) -> dict[str, Any]:
     """The result NAME as kept; raises FileNotFoundError when it was never measured."""
-    value: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is not in {RESULTS.name}/: measure {name} first")
+    value: dict[str, Any] = json.loads(path.read_text())
     return value

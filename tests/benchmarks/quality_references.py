@@ -11,19 +11,17 @@ import importlib.util
 import math
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
+from llama_cpp_tools import llama_cpp_tool
 
 from tinyedge.native.context import Context, ContextSettings
 from tinyedge.native.model import Model
 
-PROGRAM = os.environ.get("TINYEDGE_LLAMA_PERPLEXITY") or shutil.which("llama-perplexity")
 Floats = npt.NDArray[np.float32]
 
 
@@ -32,13 +30,12 @@ def llama_perplexity(*arguments: str | Path, until: str) -> str:
 
     It does not wait for its logging thread at its end, so that now and then the last lines are lost; `until` is in those.
     """
-    if not PROGRAM:
-        pytest.skip("there is no llama-perplexity: name one with TINYEDGE_LLAMA_PERPLEXITY")
+    program = llama_cpp_tool("llama-perplexity")
     found = importlib.util.find_spec("llama_cpp")
     assert found is not None and found.origin is not None
     folder = str(Path(found.origin).parent / "lib")
     environment = os.environ | {"LD_LIBRARY_PATH": folder, "DYLD_LIBRARY_PATH": folder}
-    command = [PROGRAM, *map(str, arguments), "-t", "1"]
+    command = [program, *map(str, arguments), "-t", "1"]
     for _ in range(10):
         done = subprocess.run(command, capture_output=True, timeout=300, check=False, env=environment)
         text = (done.stdout + done.stderr).decode("utf-8", "replace")

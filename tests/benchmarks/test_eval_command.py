@@ -39,6 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text").write_text(WORDS * 12)
     (folder / "short").write_text(WORDS)
     (folder / "piqa").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    long = QUESTIONS[0] | {"goal": "kled " * 200}  # more than the 128 tokens of context
+    (folder / "long").write_text("".join(json.dumps(question) + "\n" for question in (*QUESTIONS, long)))
+    (folder / "bench.json").write_text('{"tinyedge": {"schema": 1, "kind": "speed"}, "results": [], "missing": []}')
     (folder / "broken").write_text(json.dumps(QUESTIONS[0]) + "\n{\n")
     return folder
 
@@ -65,14 +68,39 @@ def test_one_table_has_a_row_for_each_model_and_a_column_for_each_figure(folder:
     arguments = ("--text", "text", "--ctx", "32", "--base", "one.gguf", "--task", "piqa=piqa")
     done = evaluate(folder, "one.gguf", "two.gguf", *arguments, "--plot")
     assert done.returncode == 0, done.stderr.decode()
-    head, one, two = cells(done)
+    head, one, two, guessing = cells(done)
     assert head == ["model", "size", "perplexity", "bits/byte", "mean KLD", "99% KLD", "same top", "piqa"]
     assert (one[0], two[0]) == ("one.gguf", "two.gguf")
     assert one[4:7] == ["0.000000 ± 0.000000", "0.000000", "100.00 ± 0.00%"]
     assert float(two[4].split()[0]) > 0
     assert one[7].endswith("%")
-    assert "accuracy" in done.stdout.decode().splitlines()[5]  # the plot
+    assert guessing == ["guessing", "", "", "", "", "", "", "50.00%"]
+    plot = done.stdout.decode().splitlines()[6:]
+    assert "accuracy" in plot[0] and [line.split() for line in plot[-2:]] == [["1", "one"], ["2", "two"]]
     assert "windows of 32 tokens of text" in done.stderr.decode()
+    assert "context 32 (as asked)" in done.stderr.decode()
+
+
+def test_questions_that_lost_their_beginning_are_said(folder: Path) -> None:
+    done = evaluate(folder, "one.gguf", "--task", "piqa=long")
+    said = done.stderr.decode()
+    assert "warning: one.gguf: piqa: 1 of 7 questions lost their beginning" in said and "larger --ctx" in said
+    assert "; context 128\n" in said
+    assert "lost" not in evaluate(folder, "one.gguf", "--task", "piqa=piqa").stderr.decode()
+
+
+def test_folders_are_shown_where_names_alone_tell_nothing(folder: Path, tmp_path: Path) -> None:
+    for name in ("one.gguf", "two.gguf"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    arguments = ("--text", "text", "--ctx", "32", "--chunks", "1")
+    assert [row[0] for row in cells(evaluate(folder, str(tmp_path / "two.gguf"), "one.gguf", *arguments))[1:]] == [
+        *("two.gguf", "one.gguf")
+    ]
+    same = (str(tmp_path / "one.gguf"), "one.gguf")
+    shown = [row[0] for row in cells(evaluate(folder, *same, *arguments))[1:]]
+    assert shown[0].startswith(str(tmp_path)[:30]) and shown[1] == "one.gguf"
+    base = ("--base", str(tmp_path / "two.gguf"), "--json")
+    assert str(tmp_path) not in evaluate(folder, str(tmp_path / "one.gguf"), *arguments, *base).stdout.decode()
 
 
 def test_the_document_says_the_same_on_stdout_and_in_the_file(folder: Path, tmp_path: Path) -> None:
@@ -110,6 +138,14 @@ def test_a_text_comes_through_a_pipe_as_well_as_from_a_file(folder: Path) -> Non
     assert piped["results"][0]["perplexity"]["text"] == "standard input"
 
 
+@pytest.mark.parametrize("command", ["eval", "eval sweep", "bench", "bench compare"])
+def test_the_help_pages_fit_a_terminal_of_80_columns(command: str) -> None:
+    asked = [COMMAND, *command.split(), "--help"]
+    page = subprocess.run(asked, capture_output=True, env=os.environ | {"COLUMNS": "80"}, check=True).stdout.decode()
+    assert "Examples:" in page
+    assert max(map(len, page.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
@@ -123,6 +159,7 @@ def test_a_text_comes_through_a_pipe_as_well_as_from_a_file(folder: Path) -> Non
         (("one.gguf", "--task", "piqa=broken"), 35, "line 2"),
         (("one.gguf", "--task", "chess=piqa"), 35, "there is no task 'chess'"),
         (("one.gguf", "--text", "text", "-o", "text"), 9, "holds no results"),
+        (("one.gguf", "--text", "text", "-o", "bench.json"), 9, "holds results of another kind (speed, not quality)"),
         (("one.gguf", "--text", "text", "-o", "gone/results.json"), 9, "the folder gone does not exist"),
     ],
 )

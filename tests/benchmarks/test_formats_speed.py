@@ -7,6 +7,7 @@ import io
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from formats_documents import LLAMA_BENCH_COLUMNS, document, row
 
 from tinyedge.errors import ResultFileError
-from tinyedge_bench.result_files import as_document
+from tinyedge_bench.result_files import Missing, as_document
 from tinyedge_bench.speed.formats import FORMATS, append_sqlite, render
 from tinyedge_bench.speed.formats_columns import COLUMNS
 
@@ -135,6 +136,15 @@ def test_a_table_of_a_strangers_values_is_still_a_table() -> None:
     rows = [row(model_size="big", avg_ts=None, samples_ts="none", temperature_c=[1] * 9, ttft_ns=10**400, n_threads=[])]
     text = render(document(rows, more={"ceilings": [], "loads": 3, "references": [None]}), "md")
     assert text.startswith("| model")
+
+
+def test_markdown_has_no_html_of_a_stranger() -> None:
+    evil = "\\<img src=x onerror=alert(1)>"
+    found = document([row(model_filename=evil, model_type=evil, test=evil, engine=evil, warnings=[evil], energy_note=evil)])
+    found = replace(found, missing=(Missing(what=evil, reason=evil),), build={"tinyedge": evil}, machine={"cpu": evil})
+    text = render(found, "md")
+    assert "<" not in text
+    assert text.count("&lt;img") > 6
 
 
 def test_sqlite_rows_are_added_run_after_run_and_keep_every_sample(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tinyedge_bench import readme
+from tinyedge_bench.results import kept
 
 
 def test_the_readme_is_what_the_kept_results_say() -> None:
@@ -24,3 +27,14 @@ def test_the_commands_shown_are_commands_there_are() -> None:
     from tinyedge.cli.app import app
 
     assert shown <= {command.name for command in (*app.registered_commands, *app.registered_groups)}
+
+
+def test_a_block_that_was_typed_by_hand_is_named() -> None:
+    block = f"<!-- begin types -->\n{readme.BLOCKS['types']()}<!-- end types -->"
+    assert readme.stale(block) == []
+    assert readme.stale(f"{block}\n<!-- begin inputs -->\n1000 tokens/s\n<!-- end inputs -->") == ["inputs"]
+
+
+def test_what_was_never_measured_is_said() -> None:
+    with pytest.raises(FileNotFoundError, match="measure warp first"):
+        kept("warp")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,31 @@ def test_the_terminal_needs_no_matplotlib(
         command("bench.json")
     assert caught.value.remedy.startswith('install it with `pip install "tinyedge-llm[bench]"`')
     assert not (tmp_path / "report.html").exists()
+
+
+def test_without_a_home_folder_it_says_what_to_set(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    script = """
+import sys
+from pathlib import Path
+
+def homeless():
+    raise RuntimeError("Could not determine home directory.")
+
+Path.home = homeless  # as for a user of a container who is not in its /etc/passwd
+from tinyedge.cli.entry import main
+
+sys.argv = ["tinyedge", "report", "bench.json"]
+sys.exit(main())
+"""
+    write_all(tmp_path)
+    settings = {key: value for key, value in os.environ.items() if key not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    command = [sys.executable, "-c", script]
+    told = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert told.returncode in (0, ResultFileError.exit_code)  # matplotlib from 3.11 goes on, and says the same
+    assert "MPLCONFIGDIR" in told.stderr
+    subprocess.run(command, cwd=tmp_path, env=settings | {"MPLCONFIGDIR": str(tmp_path / "settings")}, check=True)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_what_cannot_be_read_is_said_and_left_out(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,6 +226,54 @@ def test_a_file_that_is_no_result_is_not_lost(model: Path, tmp_path: Path) -> No
     assert bench(model, "-o", tmp_path / "absent" / "a.json").returncode == 9
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "lines.jsonl", "table.csv", "foreign.sqlite"])
+def test_only_former_results_are_replaced_and_that_is_seen_before_measuring(model: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".sqlite":
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE tinyedge_bench (mine TEXT)")
+        database.close()
+    else:
+        path.write_text('{"model": 1}\n' if path.suffix.startswith(".json") else "model,t/s,median,runs\n1,2,3,4\n")
+    before = path.read_bytes()
+    done = bench(model, "-r", "100000", *QUICK, "-o", path)
+    assert (done.returncode, done.stdout, path.read_bytes()) == (9, "", before)
+    assert str(path) in done.stderr
+    assert "remove it first" in done.stderr
+
+
+@pytest.mark.parametrize("format_name", ["md", "json", "jsonl", "csv"])
+def test_former_results_are_replaced(model: Path, tmp_path: Path, format_name: str) -> None:
+    path = tmp_path / f"found.{format_name}"
+    arguments = (model, "-p", "8", "-n", "0", "-r", "1", *QUICK, "-o", path)
+    assert bench(*arguments).returncode == 0
+    former = path.read_bytes()
+    assert bench(*arguments).returncode == 0
+    assert path.read_bytes() != former
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name]
+
+
+def test_results_that_cannot_be_written_are_printed(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kept.sqlite"
+    command = [COMMAND, "bench", model, "-p", "8", "-n", "0", "-r", "1", *QUICK, "-o", path]
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE other (x)")
+        database.execute("BEGIN IMMEDIATE")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        database.execute("ROLLBACK")
+    database.close()
+    assert done.returncode == 34, done.stderr
+    assert "locked" in done.stderr
+    assert [row["test"] for row in json.loads(done.stdout)["results"]] == ["pp8"]
+
+
+def test_a_depth_beyond_memory_and_context_names_the_context_and_offers_no_option_of_other_commands(model: Path) -> None:
+    done = bench(model, "-p", "8", "-n", "0", "-d", "999999999", *QUICK)
+    assert done.returncode == 15
+    assert "context of 128" in done.stderr
+    assert "--ctx" not in done.stderr
+
+
 def test_ctrl_c_after_a_full_round_keeps_what_was_measured(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     command = [COMMAND, "bench", model, "-p", "16", "-n", "16", "-r", "100000", *QUICK, "-o", path]

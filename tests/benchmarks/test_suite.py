@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +56,20 @@ def test_a_benchmark_that_is_not_there_or_lacks_something_is_named(tmp_path: Pat
     command = [sys.executable, "-m", "tinyedge_bench", "--models", str(tmp_path)]
     unknown = subprocess.run([*command, "sped"], capture_output=True, text=True)
     assert (unknown.returncode, "no benchmark sped" in unknown.stderr) == (2, True)
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True).stdout.splitlines()
+    assert len(listed) == len(SUITE.benchmarks) and listed[-1].endswith("(1 run)") and "(3 runs, --text)" in "".join(listed)
     lacking = subprocess.run([*command, "quality"], capture_output=True, text=True)
     assert (lacking.returncode, lacking.stdout) == (0, "quality: left out, it needs --text\n")
+
+
+def test_an_installed_package_has_no_suite_and_says_so(tmp_path: Path) -> None:
+    shutil.copytree(
+        RESULTS.parent / "tinyedge_bench", tmp_path / "tinyedge_bench", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    command = [sys.executable, "-m", "tinyedge_bench", "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: suite.toml is not part of the installed package: run this in a clone of tinyedge\n"
 
 
 def test_memory_is_planned_for_each_run_and_watched(tmp_path: Path) -> None:

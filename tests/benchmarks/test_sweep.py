@@ -183,20 +183,24 @@ def test_ctrl_c_leaves_no_files_and_shows_what_was_measured(tmp_path: Path) -> N
 def test_the_command_shows_a_table_a_plot_and_what_the_figures_are(tmp_path: Path) -> None:
     saved = tmp_path / "sweep.json"
     command = [sys.executable, "-m", "tinyedge", "eval", "sweep", str(DEMO), "--types", "Q8_0,Q4_0,IQ1_S", "--plot"]
-    options = ["--ctx", "256", "--chunks", "1", "--runs", "1", "--prompt", "8", "--generate", "0", "-o", str(saved)]
+    task = tmp_path / "piqa"
+    task.write_text(json.dumps({"goal": "king and river " * 300, "sol1": "a bird", "sol2": "fire", "label": 1}) + "\n")
+    options = ["--ctx", "256", "--chunks", "1", "-r", "1", "-p", "8", "-n", "0", "-o", str(saved), "--task", f"piqa={task}"]
     given = {"input": _text(tmp_path).path.read_bytes(), "env": os.environ | {"TMPDIR": str(tmp_path)}}
     done = subprocess.run([*command, *options, "--text", "-"], capture_output=True, timeout=120, **given)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
-    head, _, base, first, second, *plot = done.stdout.decode().splitlines()
+    head, _, base, first, second, guessing, *plot = done.stdout.decode().splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
-        *("type", "size", "bits", "perplexity", "mean KLD", "same top", "prompt t/s", "Pareto")
+        *("type", "size", "bits", "perplexity", "mean KLD", "same top", "prompt t/s", "Pareto", "piqa")
     ]
     assert base.startswith("| BF16 (base)") and first.startswith("| Q8_0") and second.startswith("| Q4_0")
     assert "yes |" in first and "yes |" in second and "yes" not in base
+    assert guessing.startswith("| guessing ") and guessing.endswith(" 50.00% |")
     assert any("Q4_0" in line for line in plot)
     notes = done.stderr.decode()
     assert "the base is BF16, which holds the checkpoint's weights unchanged; 127 tokens of standard input scored" in notes
-    assert "the median of 1 run of 8 prompt tokens, interleaved" in notes
+    assert "the median of 1 run of 8 prompt tokens (cpu, " in notes and " threads), interleaved" in notes
+    assert notes.count("piqa: 1 of 1 questions lost their beginning") == 1
     assert "missing: IQ1_S (tensor blk.0" in notes
     assert read_json_document(saved).results[0]["type"] == "Q8_0"
     before = saved.read_bytes()

@@ -49,13 +49,18 @@ _SETTINGS: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Raises ResultFileError, with the command that installs it, when matplotlib is not there."""
+    """Raises ResultFileError, with what helps, when matplotlib is not there or finds no home folder for its settings."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ResultFileError(
             "the plots of a report need matplotlib, which is not installed",
             'install it with `pip install "tinyedge-llm[bench]"`, or use --terminal',
+        ) from error
+    except RuntimeError as error:
+        raise ResultFileError(
+            "matplotlib, which draws the plots of a report, finds no home folder for its settings",
+            "set MPLCONFIGDIR to a folder you can write, or use --terminal",
         ) from error
 
 

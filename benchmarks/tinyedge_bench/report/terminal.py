@@ -47,7 +47,7 @@ def progress_plot(document: Document) -> str:
         series, unit = [_Series("perplexity", "o", points)], "perplexity"
     if len(models) < 2 or not any(each.points for each in series):
         return ""
-    names = model_labels(models)
+    names = distinct_labels([{"model": model.model, "type": model.kind} for model in models])
     key = "  ".join(each.name for each in series) if len(series) > 1 or tasks else ""
     listed = [f"{i + 1:>3}  {name}" for i, name in enumerate(names[:_MOST_BARS])]
     return _shown([f"{unit}   {key}".rstrip(), *_grid(series, x_name=lambda x: f"{x + 1:.0f}", y_name=_short), *listed])

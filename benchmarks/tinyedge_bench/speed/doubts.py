@@ -31,9 +31,9 @@ def doubts(name: str, samples: Sequence[float], held_back: str = "") -> tuple[st
     strays, change = outliers(samples), drift(samples)
     if strays:
         which = ", ".join(f"{value:.4g}" for value in strays)
-        plural = "s are" if len(strays) > 1 else " is"
+        are = "are" if len(strays) > 1 else "is"
         found.append(
-            f"{name}: {len(strays)} of {len(samples)} runs{plural} far from the others ({which}, median "
+            f"{name}: {len(strays)} of {len(samples)} runs {are} far from the others ({which}, median "
             f"{statistics.median(samples):.4g} tokens/s); close other programs and measure again"
         )
     if change:

@@ -27,13 +27,18 @@ def printable(text: str) -> str:
 def cell_text(value: Any, limit: int = 60) -> str:
     """`value` as a cell of a table: nothing for None, no line break, no bar, cut at `limit`."""
     text = "" if value is None else printable(str(value)[: limit + 1])
-    return (text if len(text) <= limit else text[: limit - 1] + "…").replace("|", "\\|")
+    return _no_html(text if len(text) <= limit else text[: limit - 1] + "…").replace("|", "\\|")
 
 
 def line_text(value: Any, limit: int = 400) -> str:
     """`value` as a part of a line."""
     text = "" if value is None else printable(str(value)[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return _no_html(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def _no_html(text: str) -> str:
+    """`text` as Markdown that shows it: a backslash before `<` would not do where a backslash is before it already."""
+    return text.replace("<", "&lt;")
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:

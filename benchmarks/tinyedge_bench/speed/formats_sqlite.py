@@ -47,6 +47,17 @@ def append_sqlite(document: Document, path: Path) -> None:
         raise ResultFileError(f"{path} cannot be added to ({error})", _OTHER) from error
 
 
+def require_results(path: Path) -> None:
+    """Raises ResultFileError unless rows can be added to what is at `path`, which nothing is done to; OSError."""
+    _require_database(path)
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("PRAGMA trusted_schema = OFF")
+            require_table(database, path, TABLE, WHOLE_COLUMNS)
+    except FAILURES as error:
+        raise ResultFileError(f"{path} cannot be read ({error})", _OTHER) from error
+
+
 def _require_database(path: Path) -> None:
     """Raises ResultFileError unless `path` is free, empty or a SQLite database."""
     try:
@@ -73,7 +84,9 @@ def _add_columns(database: sqlite3.Connection, path: Path, kinds: dict[str, str]
         database.execute(f"ALTER TABLE {TABLE} ADD COLUMN {declared[name]}")
 
 
-def require_table(database: sqlite3.Connection, path: Path, table: str, needed: frozenset[str]) -> list[str]:
+def require_table(
+    database: sqlite3.Connection, path: Path, table: str, needed: frozenset[str], remedy: str = _OTHER
+) -> list[str]:
     """The columns of `table`, among which `needed` are; none where nothing has that name.
 
     Raises ResultFileError where a view, a trigger, a computed column or someone else's table has the name: reading or writing
@@ -85,7 +98,7 @@ def require_table(database: sqlite3.Connection, path: Path, table: str, needed: 
     columns = database.execute(f"PRAGMA table_xinfo({table})").fetchall()
     names = [str(column[1]) for column in columns]
     if {kind for (kind,) in entries} != {"table"} or any(column[6] for column in columns) or not needed <= set(names):
-        raise ResultFileError(f"{path} has another table named {table}", _OTHER)
+        raise ResultFileError(f"{path} has another table named {table}", remedy)
     return names
 
 

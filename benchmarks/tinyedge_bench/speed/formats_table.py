@@ -41,6 +41,12 @@ def markdown(document: Document) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
+def is_markdown(text: str) -> bool:
+    """Whether a text begins with a table that `markdown` made."""
+    head = [cell.strip() for cell in text.partition("\n")[0].strip("|").split("|")]
+    return head[0] == _WHICH[0].head and all(column.head in head for column in _SPEED)
+
+
 def _tables(rows: Sequence[Row]) -> list[list[str]]:
     """One table, or two where it would be wider than WIDTH; none without rows."""
     if not rows:

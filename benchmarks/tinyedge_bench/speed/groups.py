@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyedge.backends import Request, choose
-from tinyedge.errors import PromptError, TinyEdgeError
+from tinyedge.errors import MemoryFitError, PromptError, TinyEdgeError
 from tinyedge.load_plan import LoadPlan, Machine
 from tinyedge.model_facts import ModelFacts
 from tinyedge_bench.speed.cases import Case
 from tinyedge_bench.speed.runs import context_tokens
 from tinyedge_bench.speed.sweep import Sweep, cases
+
+_FEWER = "ask for fewer tokens, less depth or fewer sequences"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,14 @@ def _plan(facts: ModelFacts, case: Case, backend: str, gpu_layers: int | None, m
         kv_type=case.kv_type,
         strict=True,
     )
-    plan = choose(facts, request, machine)
-    if facts.context and positions > facts.context:
+    too_long = facts.context > 0 and positions > facts.context
+    try:
+        plan = choose(facts, request, machine)
+    except MemoryFitError as error:
+        if not too_long:
+            offers_other_options = "--ctx" in error.remedy  # which are those of other commands
+            raise MemoryFitError(error.problem, _FEWER if offers_other_options else error.remedy) from None
+    if too_long:
         raise PromptError(
             f"{positions} tokens do not fit the context of {facts.context} that the model was trained on",
             "ask for fewer tokens or less depth",

@@ -40,7 +40,7 @@ def database_rows(path: Path, size: int) -> Iterator[tuple[str, Mapping[str, Any
 def _table(database: sqlite3.Connection, path: Path) -> tuple[str, list[str]]:
     """The table that holds results and its columns."""
     for table, needed in ((TABLE, WHOLE_COLUMNS), *((name, LLAMA_BENCH) for name in _THEIRS)):
-        names = require_table(database, path, table, needed)
+        names = require_table(database, path, table, needed, _OTHER)
         if names:
             return table, names
     raise ResultFileError(f"{path} has no table of results", _OTHER)

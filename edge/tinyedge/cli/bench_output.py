@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tinyedge.cli.output import status, write_text
+from tinyedge.cli.output import printable, status, write_text
+from tinyedge.errors import OutputError, ResultFileError, TinyEdgeError
 
 if TYPE_CHECKING:
     from tinyedge_bench.result_files import Document
 
 FORMATS = ("md", "json", "jsonl", "csv", "sqlite")
 _SUFFIXES = {f".{name}": name for name in FORMATS} | {".sqlite3": "sqlite", ".db": "sqlite", ".markdown": "md"}
+_HEAD_BYTES = 4096
 
 
 def wanted_format(format_name: str | None, output: Path | None, *, json: bool) -> str:
     """The format that the options ask for: the one named, else that of the file's suffix, else md. Or wrong usage."""
     if json and format_name not in (None, "json"):
         raise typer.BadParameter(f"--json and --format {format_name} contradict each other", param_hint="--json")
+    if output == Path("-"):
+        raise typer.BadParameter("without it results go to standard output; name a file", param_hint="-o")
     name = "json" if json else format_name
     if name is not None and name not in FORMATS:
         raise typer.BadParameter(f"it is one of {', '.join(FORMATS)}", param_hint="--format")
@@ -38,8 +42,6 @@ def wanted_format(format_name: str | None, output: Path | None, *, json: bool) -
 
 def check_output(output: Path, format_name: str) -> None:
     """Raises OutputError when results cannot be written to `output`, or something that is no result would be lost."""
-    from tinyedge.errors import OutputError
-
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist", "make it first or choose another path with -o")
     if not os.access(output.parent, os.W_OK | os.X_OK):
@@ -48,28 +50,51 @@ def check_output(output: Path, format_name: str) -> None:
         return
     if not output.is_file():
         raise OutputError(f"{output} is not a regular file")
-    if format_name == "sqlite":
-        from tinyedge_bench.speed.formats_sqlite import MAGIC
+    if not output.stat().st_size:
+        return
+    try:
+        _read_former(output, format_name)
+    except ResultFileError as error:
+        raise OutputError(error.problem, "choose another path with -o, or remove it first") from None
+    except OSError as error:
+        raise OutputError(f"{output} is there already and cannot be read ({error.strerror})") from error
 
+
+def _read_former(output: Path, format_name: str) -> None:
+    """Raises ResultFileError unless the file holds results in that format, as far as the formats can be told apart."""
+    from tinyedge_bench.speed.formats_sqlite import require_results
+    from tinyedge_bench.speed.formats_table import is_markdown
+    from tinyedge_bench.speed.read_speed import read_documents
+
+    if format_name == "sqlite":
+        require_results(output)
+    elif format_name == "md":
         with output.open("rb") as file:
-            fits = file.read(len(MAGIC)) in (b"", MAGIC)
+            fits = is_markdown(file.read(_HEAD_BYTES).decode("utf-8", "replace"))
+        if not fits:
+            raise ResultFileError(f"{output} is there already and holds no table of speeds")
     else:
-        fits = _SUFFIXES.get(output.suffix.lower()) == format_name
-    if not fits:
-        raise OutputError(
-            f"{output} is there already and is not a {format_name} file", "remove it first or choose another path with -o"
-        )
+        read_documents(output)
 
 
 def give(document: Document, format_name: str, output: Path | None) -> None:
-    """Prints the results, as a table for people where they also go to a file. Raises OutputError, ResultFileError."""
+    """Prints the results, as a table for people where they also go to a file. Raises OutputError, ResultFileError.
+
+    When the file cannot be written, as on a disk that became full meanwhile, what belongs there is printed instead.
+    """
     from tinyedge_bench.speed.formats import render
 
-    if output is not None:
+    if output is None:
+        write_text(render(document, format_name), now=True)
+        if format_name != "md":
+            _tell(document)
+        return
+    try:
         write(document, format_name, output)
-    write_text(render(document, "md" if output is not None else format_name), now=True)
-    if output is None and format_name != "md":
-        _tell(document)
+    except (TinyEdgeError, OSError):
+        write_text(render(document, "json" if format_name == "sqlite" else format_name), now=True)
+        raise
+    write_text(render(document, "md"), now=True)
 
 
 def write(document: Document, format_name: str, output: Path) -> None:
@@ -83,13 +108,13 @@ def write(document: Document, format_name: str, output: Path) -> None:
         with new_file(output) as file:
             file.write_at(render(document, format_name).encode("utf-8"), 0)
     count = len(document.results)
-    status(f"{'added' if format_name == 'sqlite' else 'wrote'} {count} row{'s' if count != 1 else ''} to {output}")
+    status(
+        f"{'added' if format_name == 'sqlite' else 'wrote'} {count} row{'s' if count != 1 else ''} to {printable(str(output))}"
+    )
 
 
 def _tell(document: Document) -> None:
     """What a person must know of the results, where what is printed is for programs."""
-    from tinyedge.cli.output import printable
-
     for row in document.results:
         for warning in row["warnings"]:
             status(f"note: {printable(warning, 400)}")

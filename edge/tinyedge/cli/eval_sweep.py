@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.option_groups import within
-from tinyedge.cli.output import MAX_TOKENS, format_bytes, on_terminal, print_json, print_line, printable, status
+from tinyedge.cli.evaluate_options import QualityOptions, given_text
+from tinyedge.cli.option_groups import with_option_groups
+from tinyedge.cli.output import on_terminal, printable
 
 if TYPE_CHECKING:
-    from tinyedge_bench.quality.text import Text
     from tinyedge_bench.result_files import Document
-
-Row = Mapping[str, Any]
 
 _EXAMPLES = """\b
 Examples:
   tinyedge eval sweep demo --text story.txt --plot
-  tinyedge eval sweep TinyLlama-1.1B-Chat-v1.0 --text wiki.test.raw --chunks 40 -o sweep.json
-  tinyedge eval sweep model-f16.gguf --types Q4_K_M,IQ3_XXS,IQ2_M --imatrix imatrix.gguf --text wiki.test.raw
+  tinyedge eval sweep TinyLlama-1.1B --text wiki.test.raw --chunks 40
+  tinyedge eval sweep f16.gguf --types Q8_0,Q4_K_M --text wiki.txt -o out.json
+  tinyedge eval sweep f16.gguf --text wiki.test.raw --imatrix imatrix.gguf
 """
 
 
+@with_option_groups
 def eval_sweep(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, a GGUF file, or `demo`.")
@@ -35,6 +34,7 @@ def eval_sweep(
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE", help="Measure quality over this text; - is stdin.", show_default=False)
     ],
+    how: QualityOptions,
     types: Annotated[
         str | None,
         typer.Option(
@@ -53,36 +53,12 @@ def eval_sweep(
             "--base", metavar="[F16|BF16|F32|FILE]", help="What to compare with.", show_default="the weights unchanged"
         ),
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx", callback=within(16, MAX_TOKENS), help="Tokens per window.", show_default="512, or the model's context"
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option("--stride", min=1, max=MAX_TOKENS, help="Move the window by so many tokens.", show_default="--ctx"),
-    ] = None,
-    chunks: Annotated[
-        int | None, typer.Option("--chunks", callback=within(1, MAX_TOKENS), help="Most windows.", show_default="all")
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="[NAME=]FILE", help="Ask these multiple-choice questions; several."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", callback=within(1, MAX_TOKENS), help="Most questions per task.", show_default="all")
-    ] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=0, max=100_000, help="Prompt tokens of the speed test.")] = 128,
-    generate: Annotated[int, typer.Option("--generate", min=0, max=100_000, help="Generated tokens of it.")] = 64,
-    runs: Annotated[int, typer.Option("--runs", min=0, max=10_000, help="Timed runs of each; 0 leaves speed out.")] = 3,
+    prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, max=100_000, help="Prompt tokens of the speed test.")] = 128,
+    generate: Annotated[int, typer.Option("-n", "--generate", min=0, max=100_000, help="Generated tokens of it.")] = 64,
+    runs: Annotated[int, typer.Option("-r", "--runs", min=0, max=10_000, help="Timed runs of each; 0 leaves speed out.")] = 3,
     keep_files: Annotated[
         Path | None, typer.Option("--keep-files", metavar="DIR", help="Make the files here and keep them.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, max=512, help="CPU threads.", show_default="performance cores")
-    ] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="[auto|cpu|cuda|metal]", help="Where to run.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the JSON object to a file too.")
@@ -101,25 +77,25 @@ def eval_sweep(
     from tinyedge_bench.quality.sweep import DEFAULT_TYPES, DEFAULT_TYPES_WITH_IMATRIX, SweepInterrupted, SweepWishes, sweep
 
     if output is not None:
-        check_output(output)
+        check_output(output, "sweep")
     log.set_verbose(verbose)
     defaults = DEFAULT_TYPES if imatrix is None else DEFAULT_TYPES_WITH_IMATRIX
     wishes = SweepWishes(
         checkpoint=_checkpoint(checkpoint),
         types=defaults if types is None else _listed(types),
-        text=_text(text),
+        text=given_text(text),
         base=base,
-        context=ctx,
-        stride=stride,
-        chunks=chunks,
-        tasks=tuple(task or ()),
-        limit=limit,
+        context=how.ctx,
+        stride=how.stride,
+        chunks=how.chunks,
+        tasks=tuple(how.task or ()),
+        limit=how.limit,
         prompt=prompt,
         generate=generate,
         runs=runs if prompt or generate else 0,
         keep=keep_files,
-        threads=threads,
-        backend=backend,
+        threads=how.threads,
+        backend=how.backend,
         conversion=QuantizeOptions(imatrix=imatrix).wishes(),
     )
     try:
@@ -147,38 +123,12 @@ def _listed(types: str) -> tuple[str, ...]:
     return names
 
 
-def _text(path: Path) -> Text:
-    from tinyedge_bench.quality.text import Text
-
-    if str(path) != "-":
-        return Text(path=path)
-    return Text(path=path, data=b"" if sys.stdin is None else sys.stdin.buffer.read())
-
-
 def _show(document: Document, output: Path | None, *, as_json: bool, plot: bool) -> None:
-    """Writes the results to `output`, and shows them: as JSON, or as a table with a plot below it."""
-    if output is not None:
-        _write(document, output)
-    if as_json:
-        print_json(document.as_json())
-        return
-    for line in table_lines(document):
-        print_line(line)
-    if plot:
-        from tinyedge_bench.report.terminal import size_quality_plot
+    from tinyedge.cli.eval_sweep_lines import notes, table_lines
+    from tinyedge.cli.evaluate_output import Form, show
+    from tinyedge_bench.report.terminal import size_quality_plot
 
-        print_line("\n" + size_quality_plot(document))
-    for line in notes(document):
-        status(printable(line, 600))
-
-
-def _write(document: Document, path: Path) -> None:
-    from json import dumps
-
-    from tinyedge_quantize.output_file import new_file
-
-    with new_file(path) as file:
-        file.write_at(f"{dumps(document.as_json(), indent=2, allow_nan=False)}\n".encode(), 0)
+    show(document, Form(table=table_lines, plot=size_quality_plot, notes=notes), output, as_json=as_json, plot=plot)
 
 
 @contextmanager
@@ -199,61 +149,3 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, share: bar.update(task, completed=share, description=printable(what, 60))
-
-
-def table_lines(document: Document) -> list[str]:
-    """A Markdown table: the base, then a row per type in the order asked for, with the columns that any has a figure for."""
-    rows: list[Row] = [document.more["base"], *document.results]
-    columns = {
-        "type": [f"{printable(str(row['type']), 40)}{' (base)' * (not place)}" for place, row in enumerate(rows)],
-        "size": [format_bytes(row["file_bytes"]) for row in rows],
-        "bits": [f"{row['bits_per_weight']:.2f}" for row in rows],
-        "perplexity": [_estimate(row.get("perplexity"), "value", "error", 4) for row in rows],
-        "mean KLD": [_estimate(row.get("divergence"), "mean_kl", "mean_kl_error", 6) for row in rows],
-        "same top": [_estimate(row.get("divergence"), "same_top", "same_top_error", 2, share=True) for row in rows],
-        "prompt t/s": [_speed(row.get("prompt_tokens_per_s")) for row in rows],
-        "gen t/s": [_speed(row.get("generated_tokens_per_s")) for row in rows],
-        **{name: [_accuracy(row, name) for row in rows] for name in _task_names(rows)},
-        "Pareto": ["yes" if row.get("pareto") else "" for row in rows],
-    }
-    shown = [(head, cells) for head, cells in columns.items() if any(cells)]
-    widths = [max(map(len, (head, *cells))) for head, cells in shown]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    table = [[head for head, _ in shown], rule, *(list(row) for row in zip(*(cells for _, cells in shown), strict=True))]
-    return [f"| {' | '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])} |" for row in table]
-
-
-def _estimate(found: Row | None, value: str, error: str, digits: int, *, share: bool = False) -> str:
-    """`84.6701 ± 2.3608`, shares in percent; empty where there is no value."""
-    if not found or found.get(value) is None:
-        return ""
-    scale, unit = (100, "%") if share else (1, "")
-    spread = "" if found.get(error) is None else f" ± {scale * found[error]:.{digits}f}"
-    return f"{scale * found[value]:.{digits}f}{spread}{unit}"
-
-
-def _speed(tokens_per_s: float | None) -> str:
-    return "" if tokens_per_s is None else f"{tokens_per_s:.1f}"
-
-
-def _task_names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(task["task"] for row in rows for task in row.get("tasks", ())))
-
-
-def _accuracy(row: Row, name: str) -> str:
-    """The figure that is usual for the task."""
-    task = next((task for task in row.get("tasks", ()) if task["task"] == name), None)
-    return "" if task is None else _estimate(task, task["metric"], f"{task['metric']}_error", 2, share=True)
-
-
-def notes(document: Document) -> Iterator[str]:
-    """What the figures are, and what is missing: lines for stderr."""
-    more, perplexity = document.more, document.results[0]["perplexity"]
-    yield f"{more['base']['note']}; {perplexity['tokens']} tokens of {perplexity['text']} scored"
-    test = more["speed_test"]
-    if test["runs"]:
-        parts = [f"{test[key]} {word}" for key, word in (("prompt", "prompt"), ("generate", "generated")) if test[key]]
-        runs = f"{test['runs']} run{'s' * (test['runs'] != 1)}"
-        yield f"speed: the median of {runs} of {' and '.join(parts)} tokens, {more['speed_order']}"
-    for each in document.missing:
-        yield f"missing: {each.what} ({each.reason})"

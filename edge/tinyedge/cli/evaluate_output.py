@@ -1,22 +1,25 @@
-"""Where `tinyedge eval` leaves what it measured: standard output, and a file of results."""
+"""Where `tinyedge eval` and `tinyedge eval sweep` leave what they measured: standard output, and a file of results."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyedge.cli.evaluate_lines import notes, table_lines
 from tinyedge.cli.output import print_json, print_line, printable, status
 from tinyedge.errors import OutputError, ResultFileError
 
 if TYPE_CHECKING:
     from tinyedge_bench.result_files import Document
 
+_ANOTHER = "choose another path with -o"
 
-def check_output(path: Path) -> None:
-    """Raises OutputError unless `path` can be written and holds nothing but older results."""
+
+def check_output(path: Path, kind: str) -> None:
+    """Raises OutputError unless `path` can be written and holds nothing but older results of this kind."""
     from tinyedge_bench.result_files import read_json_document
 
     if not path.parent.is_dir():
@@ -26,27 +29,37 @@ def check_output(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is not a regular file")
     try:
-        if path.exists() and path.stat().st_size:
-            read_json_document(path)
+        held = read_json_document(path).kind if path.exists() and path.stat().st_size else kind
     except (ResultFileError, OSError) as error:
-        raise OutputError(f"{path} is there already and holds no results ({error})", "choose another path with -o") from None
+        raise OutputError(f"{path} is there already and holds no results ({error})", _ANOTHER) from None
+    if held != kind:
+        raise OutputError(f"{path} is there already and holds results of another kind ({held}, not {kind})", _ANOTHER)
 
 
-def show(document: Document, output: Path | None, *, as_json: bool, plot: bool) -> None:
-    """Writes the results to `output`, and shows them: as JSON, or as a table with a plot below it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a document is shown to people: the lines of its table, its plot (empty where there is none), lines for stderr."""
+
+    table: Callable[[Document], list[str]]
+    plot: Callable[[Document], str]
+    notes: Callable[[Document], Iterable[str]]
+
+
+def show(document: Document, form: Form, output: Path | None, *, as_json: bool, plot: bool) -> None:
+    """Writes the results to `output`, and shows them: as JSON, or as a table with a plot below it. Raises OutputError."""
     if output is not None:
         _write(document, output)
     if as_json:
         print_json(document.as_json())
         return
-    for line in table_lines(document):
+    for line in form.table(document):
         print_line(line)
-    if plot:
-        from tinyedge_bench.report.terminal import progress_plot
-
-        drawn = progress_plot(document)
-        print_line(f"\n{drawn}" if drawn else "")
-    for line in notes(document):
+    drawn = form.plot(document) if plot else ""
+    if drawn:
+        print_line(f"\n{drawn}")
+    if plot and not drawn:
+        status("note: there is nothing to plot with fewer than two models that have figures")
+    for line in form.notes(document):
         status(printable(line, 600))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tinyedge.cli.output import on_terminal, printable
+from tinyedge.cli.output import counting_bar, on_terminal, printable
 
 if TYPE_CHECKING:
     from tinyedge_bench.quality.evaluation import Step
@@ -30,7 +30,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[Step], None]]:
                 return
             if measured != (step.model, step.what):
                 shown.close()  # of a measurement that failed
-                bar = shown.enter_context(_bar(step.unit))
+                bar = shown.enter_context(counting_bar(step.unit))
                 bar.add_task("", total=step.total)
                 measured = step.model, step.what
             bar.update(bar.task_ids[0], completed=step.done, description=_description(step))
@@ -42,17 +42,3 @@ def _description(step: Step) -> str:
     known = step.estimate is not None and step.estimate == step.estimate  # not NaN
     so_far = f", perplexity {step.estimate:.4f}" if known else ""
     return f"{printable(step.model, 40)}: {printable(step.what, 40)}{so_far}"
-
-
-def _bar(unit: str) -> Any:
-    from rich import progress as rich
-    from rich.console import Console
-
-    columns = (
-        rich.TextColumn("{task.description}", markup=False),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn(unit),
-        rich.TimeRemainingColumn(compact=True),
-    )
-    return rich.Progress(*columns, console=Console(stderr=True), transient=True)

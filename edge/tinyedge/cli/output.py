@@ -166,7 +166,7 @@ def byte_progress(label: str, *, quiet: bool = False) -> Iterator[Progress | Non
     if quiet or not on_terminal():
         yield None
         return
-    with _bar("bytes") as bar:
+    with counting_bar("bytes") as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, advance=done, total=total)
 
@@ -191,7 +191,7 @@ def late_progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Pro
                 shown.close()
                 return
             if bar is None and monotonic() - begun > 1.0:
-                bar = shown.enter_context(_bar(unit))
+                bar = shown.enter_context(counting_bar(unit))
                 bar.add_task(label, total=total)
             if bar is not None and done != last:
                 bar.update(bar.task_ids[0], completed=done)
@@ -201,8 +201,8 @@ def late_progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Pro
 
 
 @contextmanager
-def _bar(unit: str) -> Iterator[Any]:
-    """rich's bar on stderr, to which a task can be added."""
+def counting_bar(unit: str) -> Iterator[Any]:
+    """rich's bar on stderr that counts bytes or what else `unit` says, to which a task can be added; it goes in the end."""
     from rich import progress as rich
     from rich.console import Console
 
