@@ -35,6 +35,19 @@ def read_limited(path: Path, limit: int) -> bytes | None:
         return data if len(data) <= limit else None
 
 
+def read_beginning(path: Path, limit: int | None) -> tuple[bytes, bool]:
+    """At most `limit` bytes of a regular file, and whether these are all of it; raises OSError."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        whole = limit is None or os.fstat(file.fileno()).st_size <= limit
+        return file.read() if whole else file.read(limit), whole
+
+
+def without_half_character(data: bytes) -> bytes:
+    """UTF-8 text that was cut at some byte, less a character at its end that the cut went through."""
+    cut = next((back for back in range(1, min(4, len(data) + 1)) if data[-back] >= 0xC0), 0)
+    return data[: len(data) - cut]
+
+
 def show(value: Any) -> str:
     """A short ASCII form of a value from a file, safe for any terminal; containers by their kind and length alone."""
     if isinstance(value, dict):

@@ -160,6 +160,13 @@ def test_long_questions_lose_their_beginning(demo: OpenModel, tmp_path: Path) ->
     assert answer(demo, task).cut == 2
 
 
+def test_an_answer_longer_than_the_context_names_its_line(demo: OpenModel, tmp_path: Path) -> None:
+    row = {"goal": "to sit", "sol1": "a chair", "sol2": "a table", "label": 0}
+    path = write_lines(tmp_path / "valid.jsonl", [row, row | {"sol2": "a long word " * 600}])
+    with pytest.raises(EvaluationError, match=r"^valid.jsonl line 2: an answer has \d+ tokens and the context 512"):
+        answer(demo, read_task(str(path)))
+
+
 def test_nothing_in_a_text_is_a_special_token(demo: OpenModel, tmp_path: Path) -> None:
     found = encode_pair(demo.model, "<s> a </s> b  ", " <unk>c")
     assert found.context[0] == demo.model.bos

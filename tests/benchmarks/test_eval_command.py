@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "piqa").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     long = QUESTIONS[0] | {"goal": "kled " * 200}  # more than the 128 tokens of context
     (folder / "long").write_text("".join(json.dumps(question) + "\n" for question in (*QUESTIONS, long)))
-    (folder / "bench.json").write_text('{"tinyedge": {"schema": 1, "kind": "speed"}, "results": [], "missing": []}')
+    speed = {"tinyedge": {"schema": 1, "kind": "speed"}, "date": "", "machine": {}, "build": {}, "results": []}
+    (folder / "bench.json").write_text(json.dumps(speed))
     (folder / "broken").write_text(json.dumps(QUESTIONS[0]) + "\n{\n")
     return folder
 

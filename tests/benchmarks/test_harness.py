@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tiny_gguf import tiny_parts, write
 
+from tinyedge.backends import this_machine
 from tinyedge.errors import EvaluationError, GGUFError, TemplateError
 from tinyedge_bench.suite.random_checkpoint import demo_tokenizer
 from tinyedge_quantize.convert import convert
@@ -107,7 +108,7 @@ def test_the_harness_evaluates_tasks_of_every_kind(
 def test_its_command_line_knows_the_model_and_its_arguments(demo: Path, tasks: Path, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "tinyedge_bench.harness", "--model", "tinyedge"),
-        *("--model_args", f"pretrained={demo},threads=1,backend=cpu,ctx=128", "--batch_size", "2"),
+        *("--model_args", f"pretrained={demo},threads=1,ctx=128", "--batch_size", "2"),  # without --device it says cuda:0
         *("--tasks", "local_choice,local_generation", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")),
     ]
     home = {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
@@ -117,6 +118,7 @@ def test_its_command_line_knows_the_model_and_its_arguments(demo: Path, tasks: P
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["results"]["local_choice"]["acc,none"] == 1.0
     assert results["config"]["tinyedge"]["context"] == 128
+    assert results["config"]["tinyedge"]["backend"] in {device.kind for device in this_machine().devices}
 
 
 def test_a_damaged_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_without_the_harness_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(EvaluationError, match=r'pip install "tinyedge-llm\[eval\]"'):
         _ = harness.TinyedgeLM
     assert command.main() == EvaluationError.exit_code
-    assert capsys.readouterr().err == 'error: lm-evaluation-harness is not installed; pip install "tinyedge-llm[eval]"\n'
+    assert capsys.readouterr().err == 'error: lm-evaluation-harness is not installed; install it with pip install "tinyedge-llm[eval]"\n'
 
 
 def _instances(*arguments: tuple[Any, ...]) -> list[Any]:
@@ -160,10 +162,19 @@ def test_wishes_of_a_task_are_heeded_or_refused(demo: Path) -> None:
             model.apply_chat_template([{"role": "user", "content": "hi"}])
         with pytest.raises(EvaluationError, match="65 stop strings and at most 64"):
             model.generate_until(_instances(("x", {"until": [str(number) for number in range(65)]})))
+        for wish in ({"max_gen_toks": "x"}, {"temperature": "hot"}, {"top_k": float("nan")}, {"do_sample": True, "seed": -1}):
+            with pytest.raises(EvaluationError, match="not a number from 0 on"):
+                model.generate_until(_instances(("x", wish)))
     with pytest.raises(EvaluationError, match="batch_size is a number"):
         TinyedgeLM(demo, batch_size="many")
     with pytest.raises(EvaluationError, match="ctx is a number from 1 on, not -3"):
         TinyedgeLM(demo, ctx=-3)
+    with pytest.raises(EvaluationError, match="threads is a number from 1 to 512, not 100000"):
+        TinyedgeLM(demo, threads=100_000)
+    with pytest.raises(EvaluationError, match="batch is a number from 1 to 65536, not 1000000000"):
+        TinyedgeLM(demo, batch=10**9)
+    with pytest.raises(EvaluationError, match="max_batch_size is a number from 1 on, not -1"):
+        TinyedgeLM(demo, max_batch_size=-1)
 
 
 def test_conversations_go_through_the_template_of_the_file(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_benchmark_that_is_not_there_or_lacks_something_is_named(tmp_path: Pat
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True).stdout.splitlines()
     assert len(listed) == len(SUITE.benchmarks) and listed[-1].endswith("(1 run)") and "(3 runs, --text)" in "".join(listed)
     lacking = subprocess.run([*command, "quality"], capture_output=True, text=True)
-    assert (lacking.returncode, lacking.stdout) == (0, "quality: left out, it needs --text\n")
+    assert (lacking.returncode, lacking.stdout) == (1, "quality: left out, it needs --text\n")
 
 
 def test_an_installed_package_has_no_suite_and_says_so(tmp_path: Path) -> None:

@@ -103,6 +103,26 @@ def test_a_gguf_file_is_its_own_base_and_files_are_kept_where_asked(tmp_path: Pa
     assert row["file_bytes"] == (tmp_path / "kept" / "own-Q4_0.gguf").stat().st_size
 
 
+def test_a_base_among_the_kept_files_is_not_replaced(tmp_path: Path) -> None:
+    base = tmp_path / f"{DEMO.name}-Q8_0.gguf"
+    convert(DEMO, base, "Q8_0")
+    before = base.stat()
+    wishes = SweepWishes(
+        checkpoint=DEMO,
+        types=("Q8_0", "Q4_0"),
+        text=_text(tmp_path),
+        base=str(base),
+        context=64,
+        chunks=1,
+        runs=0,
+        keep=tmp_path,
+    )
+    document = sweep(wishes)
+    assert [row["type"] for row in document.results] == ["Q4_0"]
+    assert "is the base and cannot be replaced" in document.missing[0].reason
+    assert (base.stat().st_ino, base.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_without_room_for_all_each_file_goes_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(sweep_files, "_free", lambda _folder: 13_000_000)  # the base has 7.8 MB, Q8_0 4.2, Q4_0 2.5

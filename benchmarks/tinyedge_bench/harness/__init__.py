@@ -34,4 +34,4 @@ def require_harness() -> None:
     from tinyedge.errors import EvaluationError
 
     if find_spec("lm_eval") is None:
-        raise EvaluationError("lm-evaluation-harness is not installed", 'pip install "tinyedge-llm[eval]"')
+        raise EvaluationError("lm-evaluation-harness is not installed", 'install it with pip install "tinyedge-llm[eval]"')

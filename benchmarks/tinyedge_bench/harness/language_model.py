@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from tinyedge.backends import Request, wished_context
+from tinyedge.backends import Request, this_machine, wished_context
 from tinyedge.chat.chat_template import ChatTemplate, Message
 from tinyedge.errors import EvaluationError, TemplateError
 from tinyedge.gguf_split import read_model
@@ -31,7 +31,8 @@ from tinyedge_bench.quality.models import open_model
 from tinyedge_bench.result_files import build_object
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm_eval's order of precedence
-_CHOICES = ("temperature", "top_k", "top_p", "seed")
+_CHOICES = {"temperature": float, "top_k": int, "top_p": float, "seed": int}
+_MOST = {"threads": 512, "batch": 1 << 16}  # more threads make llama.cpp end the process
 _MEANS_NOTHING = ("do_sample", "until", *_LENGTHS, *_CHOICES)
 _BACKENDS = {"cpu": "cpu", "cuda": "cuda", "mps": "metal"}  # torch's names of devices, for the harness's --device
 
@@ -43,8 +44,9 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
     """The GGUF file `pretrained`, checked as `tinyedge run` does before it is loaded.
 
     `ctx` is the longest text in tokens, by default the trained context up to 8192; `batch` the tokens of one call of
-    llama.cpp; `batch_size` how many texts are generated side by side. `device` is the harness's word for `backend`. Raises what
-    `open_model` raises, and EvaluationError for an argument without meaning.
+    llama.cpp; `batch_size` how many texts are generated side by side. `device` is the harness's word for `backend`, heeded
+    where this machine has such a device: its command line says "cuda:0" of every machine. Raises what `open_model` raises, and
+    EvaluationError for an argument without meaning.
     """
 
     def __init__(
@@ -62,9 +64,12 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("ctx", ctx), ("threads", threads), ("batch", batch), ("max_gen_toks", max_gen_toks)):
-            if value is not None and not (isinstance(value, int) and 0 < value < 2**31):
-                raise EvaluationError(f"{name} is a number from 1 on, not {value!r:.40}", "leave it out of --model_args")
+        given = {"ctx": ctx, "threads": threads, "batch": batch, "max_gen_toks": max_gen_toks, "max_batch_size": max_batch_size}
+        for name, value in given.items():
+            most = _MOST.get(name, 2**31 - 1)
+            if value is not None and not (isinstance(value, int) and 0 < value <= most):
+                upto = f"to {most}" if name in _MOST else "on"
+                raise EvaluationError(f"{name} is a number from 1 {upto}, not {value!r:.40}", "leave it out of --model_args")
         path = Path(pretrained)
         self._path, self._gguf = path, read_model(path)
         self.max_length: int = ctx or wished_context(describe_model(self._gguf), Request())
@@ -73,7 +78,7 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         self._opened = open_model(
             path,
             threads=threads,
-            backend=_BACKENDS.get(str(device).split(":")[0], backend) if backend == "auto" else backend,
+            backend=_backend(device) if backend == "auto" else backend,
             gpu_layers=gpu_layers,
             context=self.max_length,
         )
@@ -180,7 +185,8 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
 
     def _continuing(self, text: str, wishes: dict[str, Any]) -> Continuing:
         """The request in our words. Raises EvaluationError for a wish that cannot be."""
-        most = int(next((wishes[name] for name in _LENGTHS if wishes.get(name) is not None), self.max_gen_toks))
+        length = next((name for name in _LENGTHS if wishes.get(name) is not None), None)
+        most = self.max_gen_toks if length is None else _number(length, wishes[length], int)
         if not 0 < most < self.max_length:
             raise EvaluationError(
                 f"a task asks for {most} tokens and the context has {self.max_length}",
@@ -195,7 +201,7 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
             StopMatcher(stops)
         except ValueError as error:
             raise EvaluationError(str(error), "change `until` in the task's generation_kwargs") from None
-        chosen = {name: wishes[name] for name in _CHOICES if wishes.get(name) is not None}
+        chosen = {name: _number(name, wishes[name], kind) for name, kind in _CHOICES.items() if wishes.get(name) is not None}
         if wishes.get("do_sample") is False:
             chosen["temperature"] = 0.0
         elif wishes.get("do_sample"):
@@ -264,6 +270,23 @@ def _say_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
         logger.warning(text)
+
+
+def _number(name: str, value: Any, kind: type[Any]) -> Any:
+    """The wish `name` as an int or a float from 0 on. Raises EvaluationError for what is neither."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if not 0 <= number < 2**63:
+        raise EvaluationError(f"a task asks for {name} {value!r:.40}, not a number from 0 on", "change it (--gen_kwargs)")
+    return number
+
+
+def _backend(device: str | None) -> str:
+    """The word of the backend that torch's name `device` stands for; `auto` where this machine has no such device."""
+    word = _BACKENDS.get(str(device).split(":")[0])
+    return word if word is not None and any(each.kind == word for each in this_machine().devices) else "auto"
 
 
 def _side_by_side(batch_size: int | str, most: int | None) -> int:

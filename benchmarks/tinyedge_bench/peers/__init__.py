@@ -9,7 +9,7 @@ from tinyedge.errors import PeerError
 from tinyedge.model_facts import ModelFacts
 from tinyedge_bench.peers.peer import Peer
 
-__all__ = ["PEERS", "Peer", "open_peer"]
+__all__ = ["PEERS", "Peer", "open_peer", "require_known"]
 
 # What `--peer NAME[=VALUE]` may name, and the module whose `open_peer(value, model, facts)` opens it.
 PEERS = {
@@ -18,6 +18,14 @@ PEERS = {
     "llama-cpp-python": "llama_cpp_python",
     "mlx-lm": "mlx_lm",
 }
+_FORMS = "llama-bench=PATH, llama-cpp-python, ollama, mlx-lm=FOLDER"
+
+
+def require_known(argument: str) -> None:
+    """Raises PeerError when `--peer argument` names no peer that there is."""
+    name = argument.partition("=")[0]
+    if name not in PEERS:
+        raise PeerError(f"there is no peer {name!r:.60}", f"there are {_FORMS}")
 
 
 def open_peer(argument: str, model: Path, facts: ModelFacts) -> Peer:
@@ -27,8 +35,7 @@ def open_peer(argument: str, model: Path, facts: ModelFacts) -> Peer:
     `llama-cpp-python`, `mlx-lm=FOLDER` (the same model as an MLX or Hugging Face folder).
     """
     name, _, value = argument.partition("=")
-    if name not in PEERS:
-        raise PeerError(f"there is no peer {name!r:.60}", f"choose one of {', '.join(PEERS)}")
+    require_known(argument)
     adapter = import_module(f"{__name__}.{PEERS[name]}")
     peer: Peer = adapter.open_peer(value, model, facts)
     return peer

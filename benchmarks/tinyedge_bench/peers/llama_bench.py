@@ -77,7 +77,7 @@ class LlamaBench:
         nanoseconds = row.get("samples_ns")
         asked = {"n_prompt": case.prompt, "n_gen": case.generate, "n_depth": case.depth, "n_threads": case.threads}
         if any(row.get(key) != count for key, count in asked.items()):
-            raise PeerError(f"{NAME} measured another test than {case.name} with {case.threads} threads", _WHERE)
+            raise PeerError(f"{NAME} measured another test than {case.name} with {case.threads_text}", _WHERE)
         if not (isinstance(nanoseconds, list) and len(nanoseconds) == 1 and _is_time(nanoseconds[0])):
             raise PeerError(f"{NAME} gave no time for {case.name}", _WHERE)
         return float(nanoseconds[0]) / 1e9

@@ -106,6 +106,8 @@ def answers(
         for start in range(0, len(questions), _AT_ONCE):
             part = questions[start : start + _AT_ONCE]
             asked = [_requests(model.model, task.opening(question.subject, shots), question) for question in part]
+            for question, requests in zip(part, asked, strict=True):
+                _check_answers(question, requests, scorer.context)
             told = None if progress is None else _scaled(progress, start, len(part), len(questions))
             found = iter(scorer.score([request for requests in asked for request in requests], told))
             for question, requests in zip(part, asked, strict=True):
@@ -133,6 +135,14 @@ def encode_pair(model: Model, context: str, continuation: str) -> Continuation:
 
 def _requests(model: Model, opening: str, question: Question) -> list[Continuation]:
     return [encode_pair(model, opening + context, continuation) for context, continuation in question.pairs]
+
+
+def _check_answers(question: Question, requests: Sequence[Continuation], context: int) -> None:
+    longest = max(len(request.tokens) for request in requests)
+    if longest > context:
+        raise EvaluationError(
+            f"{question.where}: an answer has {longest} tokens and the context {context}", "give a larger --ctx"
+        )
 
 
 def _first(questions: Sequence[Question], limit: int | None) -> Iterator[Question]:

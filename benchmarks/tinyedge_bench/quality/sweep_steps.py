@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyedge.errors import TinyEdgeError
+from tinyedge.errors import OutputError, TinyEdgeError
 from tinyedge.load_plan import LoadPlan
 from tinyedge.model_probe import runnable_facts
 from tinyedge_bench.quality.divergence import check_same_vocabulary, measure_divergence
@@ -129,6 +129,8 @@ class Steps:
 
     def _measure(self, file: PlannedFile, path: Path, base: OpenModel, windows: Windows) -> _Measured:
         """The type's file made, read beside the base, and asked. The base's perplexity, which comes out too, is kept."""
+        if path.resolve() == base.path.resolve():
+            raise OutputError(f"{path.name} is the base and cannot be replaced", "keep the files in another folder")
         path, seconds = self._convert(file.type, path, self._wishes.conversion)
         check_same_vocabulary(path, base.path)
         with self._open(path) as model:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.errors import EvaluationError
+from tinyedge.errors import EvaluationError, PromptError
 from tinyedge.native.model import Model
-from tinyedge_quantize.strangers import open_regular
+from tinyedge_quantize.strangers import read_beginning, without_half_character
 
 _SPARE_BYTES = 1 << 16
 _LONGER = "give a text of a few thousand words or more"
@@ -44,9 +43,8 @@ class Text:
         data, whole = self._bytes(limit)
         if not data.strip():
             raise EvaluationError(f"{self.name} is empty", _LONGER)
-        cut = 0 if whole else next((back for back in range(1, 4) if data[-back] >= 0xC0), 0)  # a character may be cut in two
         try:
-            return (data.removesuffix(b"\n") if whole else data[: len(data) - cut]).decode("utf-8")
+            return (data.removesuffix(b"\n") if whole else without_half_character(data)).decode("utf-8")
         except UnicodeDecodeError as error:
             raise EvaluationError(
                 f"{self.name} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02X})",
@@ -56,19 +54,20 @@ class Text:
     def tokens(self, model: Model, enough: int | None = None) -> list[int]:
         """The tokens of the text, BOS in front where the model wants it, as llama-perplexity has them for the same file.
 
-        With `enough`, at least so many where the text has them; the rest of the file need not be read.
+        With `enough`, at least so many where the text has them; the rest of the file need not be read. Raises EvaluationError.
         """
         limit = None if enough is None else enough * model.longest_token_bytes + _SPARE_BYTES
-        return model.tokenize(self.read(limit), parse_special=False)
+        try:
+            return model.tokenize(self.read(limit), parse_special=False)
+        except PromptError as error:
+            raise EvaluationError(error.problem, "measure a part of the text with --chunks") from error
 
     def _bytes(self, limit: int | None) -> tuple[bytes, bool]:
         """At most `limit` bytes, and whether these are all."""
         if self.data is not None:
             return self.data[:limit], limit is None or len(self.data) <= limit
         try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
-                whole = limit is None or os.fstat(file.fileno()).st_size <= limit
-                return file.read() if whole else file.read(limit), whole
+            return read_beginning(self.path, limit)
         except FileNotFoundError:
             raise EvaluationError(f"there is no file {self.path}", _CHECK_PATH) from None
         except OSError as error:

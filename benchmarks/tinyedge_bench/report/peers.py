@@ -1,78 +1,141 @@
-"""Engines that ran the same cases side by side: how many times as fast each is as the first, and how sure that is."""
+"""Engines that ran the same cases beside tinyedge: the same ratios as `tinyedge bench compare RESULTS --peer ENGINE` gives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 
 from tinyedge_bench.report.names import distinct_labels
 from tinyedge_bench.report.page_parts import Section, Table, decimal
 from tinyedge_bench.report.plots import MOST_STRIPS, Strip, StripPlot
 from tinyedge_bench.report.rows import SpeedCase
-from tinyedge_bench.speed.compare_ratio import ratios
+from tinyedge_bench.speed.compare_ratio import FEW, Ratio, ratios
 
-_FEWEST_RUNS = 3  # below which there is no interval
-_MOST_GROUPS = 100
+_OURS = "tinyedge"
+_MOST_PAIRS = 200
+_CONFIDENCE = 0.95
+_INTRO = (
+    "Same file, same tokens, same threads. The ratio is tinyedge's speed divided by the other engine's: above 1, tinyedge is "
+    "faster. The two took turns: it is the median of the ratios of each round, which is not that of the medians."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A case that tinyedge and another engine ran."""
+
+    name: str
+    ours: SpeedCase
+    theirs: SpeedCase
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are rounds: a run of each."""
+        return len(self.ours.samples) == len(self.theirs.samples)
+
+    @property
+    def single(self) -> tuple[float, ...]:
+        """The ratio of each round; without rounds, of each run of ours to the median of theirs."""
+        if self.paired:
+            return tuple(a / b for a, b in zip(self.ours.samples, self.theirs.samples, strict=True))
+        return tuple(sample / median(self.theirs.samples) for sample in self.ours.samples)
 
 
 def peer_section(cases: Sequence[SpeedCase]) -> Section:
-    """The cases that more than one engine ran, each engine's speed divided by tinyedge's median."""
+    """tinyedge's speed divided by each other engine's, in the cases that both ran."""
+    found = _pairs(cases)
+    engines = list(dict.fromkeys(pair.theirs.engine for pair in found))
+    # One call for an engine, as `bench compare` does: intervals depend a little on what was resampled before.
+    compared = {
+        engine: ratios([(pair.theirs.samples, pair.ours.samples) for pair in of_engine], _CONFIDENCE, paired=True)
+        for engine in engines
+        for of_engine in [[pair for pair in found if pair.theirs.engine == engine]]
+    }
+    groups = [(engine, [pair for pair in found if pair.theirs.engine == engine], compared[engine]) for engine in engines]
+    if not found:
+        return Section(title="Beside other engines")
+    return Section(
+        title="Beside other engines",
+        intro=_INTRO + _reading(found),
+        plots=[_plot(groups)],
+        tables=[_table(groups)],
+    )
+
+
+def _pairs(cases: Sequence[SpeedCase]) -> list[_Pair]:
     groups: dict[tuple[str, ...], dict[str, SpeedCase]] = {}
     for case in cases:
         key = tuple(value for trait, value in case.traits.items() if trait not in ("engine", "batch"))
         groups.setdefault(key, {}).setdefault(case.engine, case)
-    shared = [_ours_first(list(group.values())) for group in groups.values() if len(group) > 1][:_MOST_GROUPS]
-    if not shared:
-        return Section(title="Beside other engines")
-    names = distinct_labels([{k: v for k, v in group[0].traits.items() if k != "engine"} for group in shared])
-    engines = list(dict.fromkeys(case.engine for group in shared for case in group))
+    shared = [group for group in groups.values() if _OURS in group and len(group) > 1]
+    names = distinct_labels([{k: v for k, v in group[_OURS].traits.items() if k not in ("engine", "batch")} for group in shared])
+    pairs = [
+        _Pair(name=name, ours=group[_OURS], theirs=theirs)
+        for name, group in zip(names, shared, strict=True)
+        for engine, theirs in group.items()
+        if engine != _OURS
+    ]
+    return pairs[:_MOST_PAIRS]
+
+
+def _reading(found: Sequence[_Pair]) -> str:
+    """What else to know of these ratios."""
+    runs = min(min(len(pair.ours.samples), len(pair.theirs.samples)) for pair in found)
+    apart = "" if all(pair.paired for pair in found) else " Where the runs are not as many, it is the ratio of the medians."
+    few = f" With fewer than {FEW} runs an interval is narrower than it says." if 1 < runs < FEW else ""
+    return apart + few
+
+
+_Groups = Sequence[tuple[str, Sequence[_Pair], Sequence[Ratio]]]
+
+
+def _plot(groups: _Groups) -> StripPlot:
+    several = len({pair.name for _, pairs, _ in groups for pair in pairs}) > 1
     strips = [
         Strip(
-            name=f"{case.engine} · {name}" if len(shared) > 1 else case.engine,
-            middle=case.median / group[0].median,
-            value=f"{case.median / group[0].median:.3f}",
-            samples=[sample / group[0].median for sample in case.samples],
-            series=engines.index(case.engine),
+            name=f"{engine} · {pair.name}" if several else engine,
+            middle=ratio.value,
+            value=f"{ratio.value:.3f}",
+            samples=pair.single,
+            series=at,
         )
-        for name, group in zip(names, shared, strict=True)
-        for case in group
+        for at, (engine, pairs, found) in enumerate(groups)
+        for pair, ratio in zip(pairs, found, strict=False)
     ]
-    first = shared[0][0].engine
     more = f" The first {MOST_STRIPS} of {len(strips)}; the table has more." if len(strips) > MOST_STRIPS else ""
-    plot = StripPlot(
+    return StripPlot(
         name="peers",
-        title=f"Speed beside {first}'s",
-        description=f"Each dot is one run divided by {first}'s median, the bar the median. The axis does not begin at 0.{more}",
-        x_label=f"times {first}'s median",
+        title="tinyedge's speed ÷ the other engine's",
+        description=f"Each dot is one round, the bar their median. Right of the line tinyedge is faster. "
+        f"The axis does not begin at 0.{more}",
+        x_label="tinyedge ÷ the other engine",
         strips=strips,
         reference=1.0,
         from_zero=False,
     )
-    return Section(
-        title="Beside other engines",
-        intro="Same file, same tokens, same threads.",
-        plots=[plot],
-        tables=[_table(names, shared)],
+
+
+def _table(groups: _Groups) -> Table:
+    rows = []
+    for engine, pairs, found in groups:
+        for pair, ratio in zip(pairs, found, strict=False):
+            ours, theirs = pair.ours, pair.theirs
+            runs = str(len(ours.samples)) if pair.paired else f"{len(ours.samples)}, {len(theirs.samples)}"
+            rows.append(
+                (
+                    *(pair.name, f"{engine} {theirs.engine_version}".strip(), decimal(ours.median, 4), decimal(theirs.median, 4)),
+                    *(runs if pair.paired else f"{runs} (not in rounds)", f"{ratio.value:.3f}", _interval(ratio), ratio.told),
+                )
+            )
+        if len(pairs) > 1:
+            mean = found[-1]
+            rows.append((f"geometric mean of {len(pairs)}", engine, "", "", "", f"{mean.value:.3f}", _interval(mean), mean.told))
+    head = ("case", "engine", "tinyedge's tokens/s", "its tokens/s", "runs", "ratio", "95 % interval", "tinyedge is")
+    return Table(
+        caption="tinyedge's speed ÷ the other engine's", head=head, rows=rows, words=("case", "engine", "tinyedge is")
     )
 
 
-def _ours_first(group: list[SpeedCase]) -> list[SpeedCase]:
-    return sorted(group, key=lambda case: case.engine != "tinyedge")
-
-
-def _table(names: Sequence[str], shared: Sequence[Sequence[SpeedCase]]) -> Table:
-    first = shared[0][0].engine
-    rows = []
-    for name, group in zip(names, shared, strict=True):
-        for case in group:
-            ratio = ratios([(group[0].samples, case.samples)], 0.95, paired=False)[0]
-            enough = case is not group[0] and min(len(case.samples), len(group[0].samples)) >= _FEWEST_RUNS
-            interval = f"{ratio.low:.3f}–{ratio.high:.3f}" if enough else ""
-            rows.append(
-                (
-                    *(name, f"{case.engine} {case.engine_version}".strip(), decimal(case.median, 4)),
-                    f"{decimal(min(case.samples), 4)}–{decimal(max(case.samples), 4)}",
-                    *(str(len(case.samples)), f"{case.median / group[0].median:.3f}", interval),
-                )
-            )
-    head = ("case", "engine", "median tokens/s", "least–most", "runs", f"times {first}'s", "95 % interval")
-    return Table(caption="The same cases by several engines", head=head, rows=rows, words=("case", "engine"))
+def _interval(ratio: Ratio) -> str:
+    return "" if ratio.low is None else f"{ratio.low:.3f}–{ratio.high:.3f}"

@@ -10,6 +10,8 @@ from tinyedge.errors import ResultFileError, TinyEdgeError
 from tinyedge_bench.report.checked_values import text
 from tinyedge_bench.result_files import Document
 
+_READ = "give a file that `tinyedge bench`, `eval`, `eval sweep` or llama-bench wrote"
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -43,12 +45,26 @@ def read_sources(paths: Sequence[Path]) -> Sources:
 def _read(path: Path) -> Document:
     from tinyedge_bench.speed.read_speed import read_document
 
-    return read_document(path)
+    try:
+        return read_document(path)
+    except ResultFileError as error:
+        if error.remedy.startswith("give a file"):
+            raise ResultFileError(error.problem, _READ) from error
+        raise
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The stems of the files, numbered where two are the same; nothing for a single file."""
+    """What tells each file from the others: its stem, with as many folders as that takes; nothing for a single file."""
     if len(paths) == 1:
         return [""]
-    stems = [text(path.stem, 30) for path in paths]
-    return [stem if stems.count(stem) == 1 else f"{stem} ({i + 1})" for i, stem in enumerate(stems)]
+    names = [text(_telling(path, [each for each in paths if each is not path]), 60) for path in paths]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def _telling(path: Path, others: Sequence[Path]) -> str:
+    for form in (Path.with_suffix, lambda each, _: each):
+        own, rest = form(path, "").parts, [form(each, "").parts for each in others]
+        for many in range(1, len(own) + 1):
+            if all(each[-many:] != own[-many:] for each in rest):
+                return "/".join(own[-many:])
+    return path.stem

@@ -30,6 +30,11 @@ class Case:
         return f"{name} @ d{self.depth}" if self.depth else name
 
     @property
+    def threads_text(self) -> str:
+        """`1 thread`, `4 threads`."""
+        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
+
+    @property
     def tokens(self) -> int:
         """The tokens that a run is timed for, of all sequences: what tokens/s counts."""
         return (self.prompt + self.generate) * self.sequences

@@ -57,7 +57,10 @@ class ComparedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What two measurements tell together; `differences` and `notes` are sentences on how to read it."""
+    """What two measurements tell together; `differences` and `notes` are sentences on how to read it.
+
+    `basis` says what a ratio is, where it is not the ratio of the medians of two files.
+    """
 
     cases: tuple[ComparedCase, ...]
     mean: Ratio
@@ -66,6 +69,7 @@ class Comparison:
     differences: tuple[str, ...]
     notes: tuple[str, ...]
     confidence: float
+    basis: str = ""
     resamples: int = RESAMPLES
 
     def below(self, limit: float) -> tuple[ComparedCase, ...]:
@@ -81,8 +85,23 @@ def compare_files(first: Path, second: Path, confidence: float = 0.95) -> Compar
     """The newest measurements of two files. Raises ResultFileError, OSError."""
     (old, old_notes), (new, new_notes) = _newest(first), _newest(second)
     compared = _compare(speed_rows(old, first), speed_rows(new, second), f"{first} and {second}", confidence, paired=False)
-    apart = _apart(old.machine, new.machine, _MACHINE) + _apart(old.build, new.build, _BUILD)
-    return replace(compared, differences=(*compared.differences, *apart), notes=(*old_notes, *new_notes, *compared.notes))
+    return replace(
+        compared,
+        differences=(*compared.differences, *_all_apart(old, new)),
+        notes=(*old_notes, *new_notes, *compared.notes),
+    )
+
+
+def compare_last(path: Path, confidence: float = 0.95) -> Comparison:
+    """The newest measurement in a file with the one before it. Raises ResultFileError, OSError."""
+    found = _by_age(path)
+    if len(found) < 2:
+        raise ResultFileError(f"{path} holds one measurement", "give a second file, or --peer ENGINE to compare within this one")
+    old, new = found[-2:]
+    where = f"the last two measurements of {path}"
+    compared = _compare(speed_rows(old, path), speed_rows(new, path), where, confidence, paired=False)
+    basis = f"A was measured {old.date or 'at no known date'}, B {new.date or 'at no known date'}: the last 2 of {len(found)}"
+    return replace(compared, differences=(*compared.differences, *_all_apart(old, new)), basis=basis)
 
 
 def compare_peer(path: Path, peer: str, confidence: float = 0.95) -> Comparison:
@@ -102,18 +121,32 @@ def compare_peer(path: Path, peer: str, confidence: float = 0.95) -> Comparison:
         raise ResultFileError(f"{path} holds no results of {OURS}")
     compared = _compare(theirs, ours, str(path), confidence, paired=True)
     told = tuple(each for each in compared.differences if not each.startswith("engine "))
-    how = "the two took turns: a ratio is the median of the ratios of each round, which is not that of the medians"
-    return replace(compared, differences=told, notes=(*notes, how, *compared.notes))
+    return replace(compared, differences=told, notes=(*notes, *compared.notes), basis=_peer_basis(compared.cases))
+
+
+def _peer_basis(cases: Sequence[ComparedCase]) -> str:
+    """What the ratios are; of a case of which one has fewer runs than the other there are no rounds."""
+    apart = sum(len(_samples(case.first)) != len(_samples(case.second)) for case in cases)
+    if apart == len(cases):
+        return "a ratio is that of the medians: the two have unlike numbers of runs"
+    of_rounds = "the two took turns: a ratio is the median of the rounds' ratios, which is not the ratio of the medians"
+    return f"{of_rounds}, but where one has fewer runs" if apart else of_rounds
 
 
 def _newest(path: Path) -> tuple[Document, tuple[str, ...]]:
     """The newest speed measurement in a file, and a note where there are older ones."""
-    documents = read_documents(path)
-    speeds = [document for document in documents if document.kind == "speed"] or list(documents)
-    newest = max(enumerate(speeds), key=lambda each: (each[1].date, each[0]))[1]
+    speeds = _by_age(path)
+    newest = speeds[-1]
     if len(speeds) == 1:
         return newest, ()
     return newest, (f"{path} holds {len(speeds)} measurements, of which the newest is taken ({newest.date or 'no date'})",)
+
+
+def _by_age(path: Path) -> list[Document]:
+    """The speed measurements in a file, the newest last; those of other kinds where there is none."""
+    documents = read_documents(path)
+    speeds = [document for document in documents if document.kind == "speed"] or list(documents)
+    return sorted(speeds, key=lambda document: document.date)
 
 
 def _compare(
@@ -183,6 +216,11 @@ def _together(rows: Sequence[SpeedRow]) -> SpeedRow:
 def _samples(row: SpeedRow) -> tuple[float, ...]:
     """The runs, or their mean as one where that is all there is."""
     return row.samples or (row.mean,)
+
+
+def _all_apart(old: Document, new: Document) -> tuple[str, ...]:
+    """Sentences on how machine and versions differ."""
+    return _apart(old.machine, new.machine, _MACHINE) + _apart(old.build, new.build, _BUILD)
 
 
 def _apart(old: Mapping[str, Any], new: Mapping[str, Any], keys: Sequence[tuple[str, str]]) -> tuple[str, ...]:

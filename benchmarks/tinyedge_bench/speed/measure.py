@@ -259,7 +259,7 @@ class Measurement:
         """The case with what tells it from the sweep's others."""
         parts = (
             (True, case.name),
-            (len(self.sweep.threads) > 1, f"{case.threads} threads"),
+            (len(self.sweep.threads) > 1, case.threads_text),
             (len(self.sweep.kv_types) > 1, f"{case.kv_type.lower()} cache"),
             (self.options.backends != ("auto",), backend),
         )

@@ -96,6 +96,7 @@ def measure(model: Path, runs: int, threads: int) -> list[dict[str, Any]]:
     for _ in range(runs):
         for name, command in _commands(model, plans).items():
             seen.setdefault(name, []).append(watch(command))
+            print(f"{name}: {seen[name][-1].own_bytes / 1e6:.0f} MB its own", file=sys.stderr)
     start = statistics.median(each.own_bytes for each in seen.pop("start"))
     planned = {_name(plan): planned_bytes(facts, plan) for plan in plans}
     return [

@@ -153,6 +153,8 @@ def _options(
     ceilings: bool,
     loads: bool,
 ) -> Options:
+    from tinyedge.errors import PeerError
+    from tinyedge_bench.peers import require_known
     from tinyedge_bench.speed.cooling import Cooling
     from tinyedge_bench.speed.measure import Options
 
@@ -160,6 +162,11 @@ def _options(
         cooling = None if cool is None else Cooling.parse(cool)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--cool") from error
+    for each in peers or ():
+        try:
+            require_known(each)
+        except PeerError as error:
+            raise typer.BadParameter(f"{printable(error.problem)}; {error.remedy}", param_hint="--peer") from error
     return Options(
         runs=runs,
         backends=what.backends(),

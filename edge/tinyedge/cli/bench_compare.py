@@ -22,6 +22,7 @@ Examples:
   tinyedge bench compare before.json after.json
   tinyedge bench compare main.json branch.json --fail-below 0.97
   tinyedge bench compare results.json --peer llama-bench
+  tinyedge bench compare nightly.sqlite
 """
 
 
@@ -41,22 +42,25 @@ def compare(
 ) -> None:
     """Compare two measurements: the ratio B/A of median tokens per second, with a bootstrap interval.
 
+    Of a .sqlite or .jsonl file the newest measurement is taken. A alone: its newest is compared with the one before.
+
     Cases are the same when model, engine, backend, threads, KV cache and test are; what is one thing throughout A and another
     throughout B is what you compare, and is told. A ratio of which the interval holds 1 tells no difference. --fail-below looks
     at the ratio itself and says how many of those below it noise cannot explain.
     """
-    from tinyedge_bench.speed.compare import compare_files, compare_peer
+    from tinyedge_bench.speed.compare import compare_files, compare_last, compare_peer
 
-    if (second is None) == (peer is None):
-        raise typer.BadParameter("give a second file, or --peer ENGINE to compare within one")
+    if second is not None and peer is not None:
+        raise typer.BadParameter("--peer ENGINE compares within one file; leave out the second")
     if not 0.5 <= confidence <= 0.9999:
         raise typer.BadParameter("--confidence must be from 0.5 to 0.9999")
     if fail_below is not None and not (math.isfinite(fail_below) and fail_below > 0):
         raise typer.BadParameter("--fail-below must be a ratio above 0, such as 0.97")
-    if second is not None:
-        compared, names = compare_files(first, second, confidence), ("A", "B")
+    if peer is not None:
+        compared, names = compare_peer(first, peer, confidence), (peer, "tinyedge")
     else:
-        compared, names = compare_peer(first, str(peer), confidence), (str(peer), "tinyedge")
+        names = ("A", "B")
+        compared = compare_last(first, confidence) if second is None else compare_files(first, second, confidence)
     if json:
         print_json(_object(compared, fail_below))
     else:
@@ -74,7 +78,7 @@ compare.__doc__ = f"{inspect.cleandoc(compare.__doc__ or '')}\n\n{_EXAMPLES}"
 
 
 def _lines(compared: Comparison, names: tuple[str, str]) -> list[str]:
-    """The table and the mean below it."""
+    """The table, and below it what its ratios are and their mean."""
     from tinyedge_bench.speed.formats_cells import cell_text, markdown_table
 
     telling = _telling([case.second for case in compared.cases])
@@ -83,7 +87,7 @@ def _lines(compared: Comparison, names: tuple[str, str]) -> list[str]:
         *telling,
         f"{first} t/s",
         f"{second} t/s",
-        f"{second}/{first}" if len(first + second) < 8 else "ratio",
+        f"{second}/{first}",
         _level(compared),
         "runs",
         "told",
@@ -101,6 +105,8 @@ def _lines(compared: Comparison, names: tuple[str, str]) -> list[str]:
         for case in compared.cases
     ]
     lines = markdown_table(head, rows)
+    if compared.basis:
+        lines += ["", printable(compared.basis, 300)]
     if len(rows) > 1:
         mean = compared.mean
         interval = f", {_level(compared)} {_interval(mean)}" if mean.low is not None else ""
@@ -170,7 +176,7 @@ def _object(compared: Comparison, fail_below: float | None) -> dict[str, Any]:
         "only_first": [_row_object(row) for row in compared.only_first],
         "only_second": [_row_object(row) for row in compared.only_second],
         "differences": list(compared.differences),
-        "notes": list(compared.notes),
+        "notes": [*([compared.basis] if compared.basis else []), *compared.notes],
         "fail_below": fail_below,
         "below": None if fail_below is None else len(compared.below(fail_below)),
         "surely_below": None if fail_below is None else len(compared.surely_below(fail_below)),

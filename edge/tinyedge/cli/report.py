@@ -27,7 +27,9 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS...", help="Files that `tinyedge bench`, `eval` or `eval sweep` wrote.", show_default=False
+            metavar="RESULTS...",
+            help="Files that `tinyedge bench`, `eval`, `eval sweep` or llama-bench wrote.",
+            show_default=False,
         ),
     ],
     output: Annotated[

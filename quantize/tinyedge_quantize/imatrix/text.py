@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyedge.errors import ImatrixError
 from tinyedge.native.model import Model
-from tinyedge_quantize.strangers import open_regular
+from tinyedge_quantize.strangers import read_beginning, without_half_character
 
 _SPARE_BYTES = 1 << 16
 _CHECK_PATH = "check the path given with --text"
@@ -37,9 +36,8 @@ class Text:
     def read(self, limit: int | None = None) -> str:
         """The text without the line break at its end; of one of more than `limit` bytes only those. Raises ImatrixError."""
         data, whole = self._bytes(limit)
-        cut = 0 if whole else next((back for back in range(1, 4) if data[-back] >= 0xC0), 0)  # a character may be cut in two
         try:
-            return (data.removesuffix(b"\n") if whole else data[: len(data) - cut]).decode("utf-8")
+            return (data.removesuffix(b"\n") if whole else without_half_character(data)).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ImatrixError(f"{self.name} is not UTF-8 text (byte {error.start})", _NOT_TEXT) from None
 
@@ -48,9 +46,7 @@ class Text:
         if self.data is not None:
             return self.data[:limit], limit is None or len(self.data) <= limit
         try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
-                whole = limit is None or os.fstat(file.fileno()).st_size <= limit
-                return file.read() if whole else file.read(limit), whole
+            return read_beginning(self.path, limit)
         except FileNotFoundError:
             raise ImatrixError(f"there is no file {self.path}", _CHECK_PATH) from None
         except OSError as error:
