@@ -78,6 +78,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "one-pass-types": readme_figures.one_pass_types,
     "speed": readme_figures.speed,
     "depth": readme_figures.depth,
+    "batch": readme_figures.batch,
     "runtime": readme_figures.runtime,
     "memory": readme_figures.memory,
     "quality": readme_figures.quality,

@@ -126,6 +126,21 @@ def depth() -> str:
     return "\n".join(rows) + f"\n\nTokens/s. {_document_note(result)}\n"
 
 
+def batch() -> str:
+    result = kept("batch")
+    rows = ["| texts side by side | prompt | generation | reading memory | multiplying |", "|---|---|---|---|---|"]
+    for sequences in dict.fromkeys(row["n_parallel"] for row in result["results"]):
+        prompt, generation = (
+            next(row for row in result["results"] if (row["n_parallel"], bool(row["n_prompt"])) == (sequences, kind))
+            for kind in (True, False)
+        )
+        rows.append(
+            f"| {sequences} | {_tokens_per_s(prompt)} | {_tokens_per_s(generation)} "
+            f"| {_of_ceiling(generation['bandwidth_share'])} | {_of_ceiling(prompt['matrix_share'])} |"
+        )
+    return "\n".join(rows) + f"\n\n{_document_note(result)}\n"
+
+
 def memory() -> str:
     result = kept("memory")
     rows = ["| what | planned | own | mapped pages of files |", "|---|---|---|---|"]
@@ -160,6 +175,10 @@ def quality() -> str:
 
 def _tokens_per_s(row: dict[str, Any]) -> str:
     return f"{row['median_ts']:.2f} tokens/s"
+
+
+def _of_ceiling(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%} of the ceiling"
 
 
 def _paired_ratio(row: dict[str, Any], other: dict[str, Any]) -> float:

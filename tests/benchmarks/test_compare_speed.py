@@ -179,14 +179,15 @@ def test_a_peer_is_compared_run_by_run(tmp_path: Path) -> None:
     (case,) = compared.cases
     assert (case.first.engine, case.second.engine) == ("llama-bench", "tinyedge")
     assert case.ratio.value == pytest.approx(0.99) and case.ratio.told == "slower"
-    assert compared.differences == () and any("median of the ratios of each round" in note for note in compared.notes)
+    assert compared.differences == () and "the median of the rounds' ratios" in compared.basis
     with pytest.raises(ResultFileError, match=r"no results of mlx-lm; it holds llama-bench, ollama"):
         compare_peer(path, "mlx-lm")
 
 
 def test_a_peer_that_stopped_early_is_compared_unpaired(tmp_path: Path) -> None:
     path = _file(tmp_path / "r", [row(100.0, 100.0, engine="ollama"), row(*[110.0] * 5)])
-    assert compare_peer(path, "ollama").cases[0].ratio.value == pytest.approx(1.1)
+    compared = compare_peer(path, "ollama")
+    assert compared.cases[0].ratio.value == pytest.approx(1.1) and compared.basis.startswith("a ratio is that of the medians")
 
 
 def _run(*arguments: object) -> Any:
@@ -208,6 +209,33 @@ def test_the_command_shows_ratio_interval_and_mean(tmp_path: Path) -> None:
     ]
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "only in A: tg64, 8" in done.stderr
+
+
+def test_a_peers_table_names_the_engines_and_says_what_its_ratios_are(tmp_path: Path) -> None:
+    path = _file(tmp_path / "r", [row(*[100.0] * 5, engine="llama-bench"), row(*[110.0] * 5)])
+    done = _run(path, "--peer", "llama-bench")
+    head, *_, blank, basis = done.stdout.splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == [
+        *("test", "llama-bench t/s", "tinyedge t/s", "tinyedge/llama-bench", "95% interval", "runs", "told")
+    ]
+    assert (blank, basis) == (
+        "",
+        "the two took turns: a ratio is the median of the rounds' ratios, which is not the ratio of the medians",
+    )
+    assert "ratio" not in done.stderr
+    assert basis in json.loads(_run(path, "--peer", "llama-bench", "--json").stdout)["notes"]
+
+
+def test_the_last_two_measurements_of_one_file_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "nightly.sqlite"
+    append_sqlite(document([row(200.0, 200.0)], date="2026-11-21"), path)
+    alone = _run(path)
+    assert isinstance(alone.exception, ResultFileError) and "holds one measurement" in str(alone.exception)
+    append_sqlite(document([row(50.0, 50.0)], date="2026-11-19"), path)
+    append_sqlite(document([row(100.0, 100.0)], date="2026-11-20"), path)
+    done = _run(path)
+    assert "| 100.00 | 200.00 | 2.000 |" in " ".join(done.stdout.split())
+    assert "A was measured 2026-11-20, B 2026-11-21: the last 2 of 3\n" in done.stdout
 
 
 def test_the_command_gives_json(tmp_path: Path) -> None:
@@ -237,7 +265,7 @@ def test_a_slower_case_fails_below_a_limit_and_says_whether_noise_explains_it(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["a"], ["a", "b", "--peer", "ollama"], ["a", "b", "--fail-below", "nan"], ["a", "b", "--confidence", "1"]]
+    "arguments", [[], ["a", "b", "--peer", "ollama"], ["a", "b", "--fail-below", "nan"], ["a", "b", "--confidence", "1"]]
 )
 def test_wrong_usage_is_told(arguments: list[str]) -> None:
     assert _run(*arguments).exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -42,6 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = QUESTIONS[0] | {"goal": "kled " * 200}  # more than the 128 tokens of context
     (folder / "long").write_text("".join(json.dumps(question) + "\n" for question in (*QUESTIONS, long)))
     speed = {"tinyedge": {"schema": 1, "kind": "speed"}, "date": "", "machine": {}, "build": {}, "results": []}
+    for suffix in ("json", "csv", "md"):
+        (folder / f"notes.{suffix}").write_text("someone's notes")
     (folder / "bench.json").write_text(json.dumps(speed))
     (folder / "broken").write_text(json.dumps(QUESTIONS[0]) + "\n{\n")
     return folder
@@ -70,14 +73,14 @@ def test_one_table_has_a_row_for_each_model_and_a_column_for_each_figure(folder:
     done = evaluate(folder, "one.gguf", "two.gguf", *arguments, "--plot")
     assert done.returncode == 0, done.stderr.decode()
     head, one, two, guessing = cells(done)
-    assert head == ["model", "size", "perplexity", "bits/byte", "mean KLD", "99% KLD", "same top", "piqa"]
+    assert head == ["model", "size", "perplexity", "bits/byte", "mean KLD", "99% KLD", "same top", "piqa acc_norm"]
     assert (one[0], two[0]) == ("one.gguf", "two.gguf")
     assert one[4:7] == ["0.000000 ± 0.000000", "0.000000", "100.00 ± 0.00%"]
     assert float(two[4].split()[0]) > 0
     assert one[7].endswith("%")
     assert guessing == ["guessing", "", "", "", "", "", "", "50.00%"]
     plot = done.stdout.decode().splitlines()[6:]
-    assert "accuracy" in plot[0] and [line.split() for line in plot[-2:]] == [["1", "one"], ["2", "two"]]
+    assert "accuracy" in plot[0] and plot[-1].split() == ["one", "two"]
     assert "windows of 32 tokens of text" in done.stderr.decode()
     assert "context 32 (as asked)" in done.stderr.decode()
 
@@ -131,6 +134,41 @@ def test_the_document_says_the_same_on_stdout_and_in_the_file(folder: Path, tmp_
     )
 
 
+def test_tables_for_programs_and_for_papers_hold_the_same_figures(folder: Path, tmp_path: Path) -> None:
+    arguments = ("--text", "text", "--ctx", "32", "--base", "two.gguf", "--task", "piqa", "--json")
+    for _ in range(2):  # older tables may be replaced
+        found = document(evaluate(folder, "one.gguf", "two.gguf", *arguments, "-o", str(tmp_path / "q.csv")))
+    with (tmp_path / "q.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, result in zip(rows, found["results"], strict=True):
+        assert row["model_filename"] == result["model_filename"]
+        assert float(row["perplexity.value"]) == result["perplexity"]["value"]
+        assert float(row["divergence.kl_percentiles.99.0"]) == result["divergence"]["kl_percentiles"]["99.0"]
+        assert float(row["piqa.accuracy_norm"]) == result["tasks"][0]["accuracy_norm"]
+    for _ in range(2):
+        done = evaluate(folder, "one.gguf", "two.gguf", *arguments[:-1], "-o", str(tmp_path / "q.md"))
+    assert (tmp_path / "q.md").read_bytes() == done.stdout
+
+
+def test_a_guess_at_a_task_few_questions_and_missing_examples_are_said_once_for_all_models(folder: Path) -> None:
+    row = {
+        "question": {"stem": "kled", "choices": [{"text": "abide", "label": "A"}, {"text": "ml", "label": "B"}]},
+        "answerKey": "B",
+    }
+    (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
+    done = evaluate(folder, "one.gguf", "two.gguf", "--task", "test.jsonl", "--text", "text", "--ctx", "32", "--chunks", "1")
+    said = done.stderr.decode()
+    assert cells(done)[0][-1] == "arc_easy acc_norm"
+    assert said.count("note: test.jsonl is taken for arc_easy; name it NAME=test.jsonl where it is another's") == 1
+    assert said.count("note: arc_easy: fewer than 30 questions tell little") == 1
+    assert "1 window of 32 tokens" in said
+    named = evaluate(folder, "one.gguf", "--task", "arc_challenge=test.jsonl").stderr.decode()
+    assert "is taken for" not in named
+    shots = ("--task", "piqa=piqa", "--shots", "2", "--text", "text", "--ctx", "32", "--json")
+    found = document(evaluate(folder, "one.gguf", "two.gguf", *shots))
+    assert len(found["results"]) == 2 and [each["what"] for each in found["missing"]] == ["task piqa=piqa"]
+
+
 def test_a_text_comes_through_a_pipe_as_well_as_from_a_file(folder: Path) -> None:
     arguments = ("--ctx", "32", "--json")
     piped = document(evaluate(folder, "one.gguf", "--text", "-", *arguments, stdin=(WORDS * 12).encode()))
@@ -159,7 +197,11 @@ def test_the_help_pages_fit_a_terminal_of_80_columns(command: str) -> None:
         (("one.gguf", "--text", "text", "--ctx", "32", "--stride", "32"), 36, "take a --stride from 1 to 31"),
         (("one.gguf", "--task", "piqa=broken"), 35, "line 2"),
         (("one.gguf", "--task", "chess=piqa"), 35, "there is no task 'chess'"),
-        (("one.gguf", "--text", "text", "-o", "text"), 9, "holds no results"),
+        (("one.gguf", "--text", "text", "-o", "notes.json"), 9, "holds no results"),
+        (("one.gguf", "--text", "text", "-o", "q.txt"), 2, "the suffix of 'q.txt' names no format; give FILE.json"),
+        (("one.gguf", "--text", "text", "-o", "notes.csv"), 9, "notes.csv is there already and holds no such table"),
+        (("one.gguf", "--text", "text", "-o", "notes.md"), 9, "notes.md is there already and holds no such table"),
+        (("one.gguf", "--task", "piqa=piqa", "--shots", "2"), 36, "piqa has 0 solved examples to show and 2 were asked for"),
         (("one.gguf", "--text", "text", "-o", "bench.json"), 9, "holds results of another kind (speed, not quality)"),
         (("one.gguf", "--text", "text", "-o", "gone/results.json"), 9, "the folder gone does not exist"),
     ],
@@ -169,6 +211,7 @@ def test_bad_input_is_one_sentence_and_its_exit_code(arguments: tuple[str, ...],
     error = " ".join(done.stderr.decode().replace("│", " ").split())
     assert (done.returncode, done.stdout) == (code, b""), error
     assert problem in error
+    assert "Invalid value for '--text'" not in error
     assert "Traceback" not in error
 
 

@@ -18,6 +18,7 @@ from tinyedge.errors import ResultFileError
 from tinyedge_bench.result_files import Missing, as_document
 from tinyedge_bench.speed.formats import FORMATS, append_sqlite, render
 from tinyedge_bench.speed.formats_columns import COLUMNS
+from tinyedge_bench.speed.formats_table import is_markdown, markdown
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -77,6 +78,67 @@ def test_a_table_that_would_be_wider_than_a_terminal_is_split() -> None:
     tables = [line for line in lines if line.startswith("|")]
     assert max(map(len, tables)) <= 100
     assert "Beside tokens/s:" in lines
+
+
+def _notes(text: str) -> list[str]:
+    """The lines of the list below `Notes:`."""
+    return text.partition("Notes:\n\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_rows_of_several_files_are_told_apart() -> None:
+    noise = "tg64, 2 threads: the runs got slower by 9%; let it cool"
+    rows = [row(model_filename="a.gguf", warnings=[noise]), row(model_filename="b.gguf"), row(model_filename="b.gguf")]
+    made = document(rows, more={})
+    text = render(made, "md")
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert [["b.gguf" in line for line in tables[start : start + 5]] for start in (0, 5)] == [[False] * 3 + [True] * 2] * 2
+    assert _notes(text)[0] == "- a.gguf: tg64, 2 threads: the runs got slower by 9%; let it cool"
+    assert is_markdown(text)
+    assert "| file " not in render(document(rows[1:]), "md")
+    path = "x" * 99 + "/b.gguf"
+    assert "…" + path[-47:] in render(document([rows[0], row(model_filename=path)]), "md")
+
+
+def test_notes_that_are_alike_are_one_and_those_on_everything_come_last() -> None:
+    few, peer = "fewer than 3 runs cannot tell the spread", "ollama ran at another machine"
+    rows = [row(test=f"tg{n}", warnings=[f"tg{n}, 2 threads: {few}", peer], throttled=["slow clock"]) for n in range(5)]
+    rows[0]["warnings"].append("tg0, 2 threads: 1 of 5 runs is far from the others")
+    rows[4]["throttled"] = []
+    assert _notes(render(document(rows), "md")) == [
+        f"- all 5 tests: {few}",
+        "- tg0, 2 threads: 1 of 5 runs is far from the others",
+        "- 4 tests (tg0, 2 threads; tg1, 2 threads; tg2, 2 threads, ...): throttled (slow clock)",
+        f"- {peer}",
+        "- cold load: the cache cannot be emptied here",
+        "- energy: no meter",
+    ]
+
+
+def test_a_rate_without_a_share_is_explained_where_the_ceiling_is_known() -> None:
+    said = "- the processor's caches hold much of the model: GB/s has no share of what main memory could give"
+    small = row(bandwidth_share=None)
+    assert _notes(render(document([small, small]), "md")).count(said) == 1
+    assert said not in render(document([small], more={}), "md")
+    assert said not in render(document([row()]), "md")
+    assert said not in render(document([{**small, "backends": "cuda"}]), "md")
+
+
+def test_on_a_narrow_terminal_what_all_rows_share_stands_above_the_table() -> None:
+    made = document([row(), row(test="pp128")], more={})
+    lines = markdown(made, 60).splitlines()
+    assert lines[0] == "model llama ?B F16; size 7.32 MiB; params 3.84 M; backend CPU; threads 2"
+    assert lines[2] == "| test  |           t/s | median | runs |"
+    assert lines[4] == "| tg64  | 102.00 ± 1.58 | 102.00 |    5 |"
+    assert markdown(made, 200) == markdown(made) == render(made, "md")
+
+
+def test_a_model_is_shown_by_the_name_that_was_typed() -> None:
+    made = document([row(), row(model_filename="b.gguf")])
+    made = replace(made, more={**made.more, "typed": {"demo-f16.gguf": "demo"}})
+    text = render(made, "md")
+    assert "demo-f16.gguf" not in text and "| demo |     CPU |" in text
+    assert [line.split()[1] for line in text.splitlines() if " tg64 |" in line] == ["llama", "llama", "demo", "b.gguf"]
+    assert '"model_filename": "demo-f16.gguf"' in render(made, "json")
 
 
 def test_json_is_the_document() -> None:

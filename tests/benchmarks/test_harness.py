@@ -137,7 +137,10 @@ def test_without_the_harness_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(EvaluationError, match=r'pip install "tinyedge-llm\[eval\]"'):
         _ = harness.TinyedgeLM
     assert command.main() == EvaluationError.exit_code
-    assert capsys.readouterr().err == 'error: lm-evaluation-harness is not installed; install it with pip install "tinyedge-llm[eval]"\n'
+    assert (
+        capsys.readouterr().err
+        == 'error: lm-evaluation-harness is not installed; install it with pip install "tinyedge-llm[eval]"\n'
+    )
 
 
 def _instances(*arguments: tuple[Any, ...]) -> list[Any]:

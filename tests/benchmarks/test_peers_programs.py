@@ -224,7 +224,7 @@ open({str(tmp_path / "second")!r}, "w").close()
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ("json.dumps([recorded | {'n_prompt': 512}])", "llama-bench measured another test than pp64 @ d16 with 1 threads"),
+        ("json.dumps([recorded | {'n_prompt': 512}])", "llama-bench measured another test than pp64 @ d16 with 1 thread"),
         ("json.dumps([recorded | {'samples_ns': []}])", "llama-bench gave no time for pp64 @ d16"),
         ("json.dumps([recorded | {'samples_ns': [True]}])", "llama-bench gave no time for pp64 @ d16"),
         ("json.dumps([recorded | {'samples_ns': [-5]}])", "llama-bench gave no time for pp64 @ d16"),

@@ -105,3 +105,10 @@ def test_someone_elses_page_is_kept(command: Command, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"report\.html exists and is not a report"):
         command("bench.json")
     assert (tmp_path / "report.html").read_text() == "<h1>mine</h1>"
+
+
+def test_a_file_of_something_else_is_answered_with_what_is_read(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "foo.txt").write_text("hello")
+    with pytest.raises(ResultFileError) as caught:
+        command("foo.txt")
+    assert caught.value.remedy == "give a file that `tinyedge bench`, `eval`, `eval sweep` or llama-bench wrote"

@@ -7,6 +7,8 @@ import math
 import os
 import random
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
 from report_documents import document, quality_document, speed_document, speed_row, sweep_document, write_all
 
 from tinyedge.errors import OutputError, ResultFileError
@@ -29,11 +32,16 @@ from tinyedge_bench.report.look import PALETTE
 from tinyedge_bench.report.names import distinct_labels
 from tinyedge_bench.report.page import page, plots, sections
 from tinyedge_bench.report.page_parts import Link, decimal
-from tinyedge_bench.report.plots import Roofline, Strip, StripPlot
+from tinyedge_bench.report.placing import Spot
+from tinyedge_bench.report.plots import Roofline, ScatterPlot, Strip, StripPlot
+from tinyedge_bench.report.quality_sections import quality_sections
 from tinyedge_bench.report.sources import Sources, read_sources
 from tinyedge_bench.result_files import as_document
+from tinyedge_bench.speed.compare import compare_peer
 
 MARKUP = "</title></svg><script>alert(1)</script><img src=x onerror=alert(2)>"
+PEERS = "tinyedge's speed ÷ the other engine's"
+SWEPT = "Every type of the sweep; on the front: no other is both smaller and closer"
 VOID = {"meta", "link", "br", "img"}
 
 
@@ -115,20 +123,133 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     assert cases[0]["median tokens/s"] == "11.00"
     assert cases[0]["mean ± sd"] == "11.17 ± 1.26"
     assert cases[0]["least–most"] == "10.00–12.50"
-    peers = _table(found, "The same cases by several engines")
-    assert [row["times tinyedge's"] for row in peers] == ["1.000", "0.909"]
-    # 10.0 / 11.0 by hand; the interval lies between the least and the most that resampling can give.
-    low, high = map(float, peers[1]["95 % interval"].split("–"))
-    assert 9.9 / 12.5 <= low <= 0.909 <= high <= 10.1 / 10.0
+    (peer,) = _table(found, PEERS)
+    # By hand: 10 / 10, 12.5 / 9.9 and 11 / 10.1, of which the middle is 1.089; the medians alone would say 1.100.
+    assert (peer["engine"], peer["runs"], peer["ratio"]) == ("ollama 0.6.0", "3", "1.089")
+    low, high = map(float, peer["95 % interval"].split("–"))
+    assert 1.0 <= low <= 1.089 <= high <= 1.263
+    assert any("With fewer than 5 runs an interval is narrower" in words for words in found.words)
+
+
+def test_peers_are_compared_as_bench_compare_does(tmp_path: Path) -> None:
+    value = speed_document()
+    chance = random.Random(1)
+    for row in value["results"]:
+        row["samples_ts"] = [each * chance.uniform(0.5, 1.5) for each in row["samples_ts"]]
+        row["samples_ns"] = [(row["n_prompt"] + row["n_gen"]) / each * 1e9 for each in row["samples_ts"]]
+        row["median_ts"] = statistics.median(row["samples_ts"])
+    found = made(tmp_path, value)
+    rows = _table(found, PEERS)
+    for engine in ("llama-bench", "ollama"):
+        compared = compare_peer(tmp_path / "results-0.json", engine)
+        told = [
+            (f"{each.value:.3f}", f"{each.low:.3f}–{each.high:.3f}")
+            for each in (*(c.ratio for c in compared.cases), compared.mean)
+        ]
+        assert [(row["ratio"], row["95 % interval"]) for row in rows if row["engine"].startswith(engine)] == told
+    assert len(rows) == 6
+
+
+def test_runs_that_are_not_as_many_are_not_in_rounds(tmp_path: Path) -> None:
+    rows = [
+        speed_row("a.gguf", 1, generate=128, samples_ts=[10.0, 12.0, 11.0], median_ts=11.0),
+        speed_row("a.gguf", 1, generate=128, samples_ts=[10.0, 10.0], median_ts=10.0, engine="ollama"),
+    ]
+    found = made(tmp_path, document("speed", rows))
+    (peer,) = _table(found, PEERS)
+    assert (peer["ratio"], peer["runs"]) == ("1.100", "3, 2 (not in rounds)")
+    assert any("Where the runs are not as many, it is the ratio of the medians." in words for words in found.words)
+
+
+def test_files_of_one_name_are_told_by_their_folders(tmp_path: Path) -> None:
+    paths = []
+    for place in ("pi1/bench.json", "pi2/bench.json", "pi2/bench.jsonl.json", "eval.json"):
+        paths.append(tmp_path / place)
+        paths[-1].parent.mkdir(exist_ok=True)
+        paths[-1].write_text(json.dumps(speed_document()))
+    assert [name for name, _ in read_sources(paths).documents] == ["pi1/bench", "pi2/bench", "bench.jsonl", "eval"]
+    shutil.copy(paths[0], tmp_path / "pi1" / "bench.txt")
+    same_stem = [paths[0], tmp_path / "pi1" / "bench.txt"]
+    assert [name for name, _ in read_sources(same_stem).documents] == ["bench.json", "bench.txt"]
+
+
+def test_a_doubt_is_said_once_with_its_cases(tmp_path: Path) -> None:
+    def rows(*doubted: int) -> list[dict[str, Any]]:
+        doubt = "the speed fell by 6 %; let the board cool with --cool"
+        return [
+            speed_row("a.gguf", 9, generate=generate, warnings=[doubt] if generate in doubted else [])
+            for generate in (16, 32, 64)
+        ]
+
+    found = made(tmp_path, document("speed", rows(16, 64)), document("speed", rows(16, 32, 64)))
+    assert [words for words in found.words if "the speed fell" in words] == [
+        "results-0: the speed fell by 6 %; let the board cool with --cool (tg16, tg64)",
+        "results-1: the speed fell by 6 %; let the board cool with --cool (all 3 cases)",
+    ]
+
+
+def test_what_is_the_same_in_all_rows_is_told_once(tmp_path: Path) -> None:
+    rows = [speed_row("a.gguf", 9, generate=generate) for generate in (16, 32)]
+    found = made(tmp_path, document("speed", rows), sweep_document())
+    assert "results" in found.tables["The machine of each file of results"][0]
+    assert found.tables["All cases, with llama-bench's names"][0][:2] == ["test", "median tokens/s"]
+    assert (
+        "In all rows: results results-0, model a.gguf, weights, MiB 477, params, M 1,100, engine tinyedge 0.6.0, backend cpu, "
+        "threads 4, KV F16, batch 2048/512."
+    ) in found.words
+    assert "In all rows: results results-1, base tinyllama-F16.gguf." in found.words
+
+
+def test_the_base_is_the_first_type(tmp_path: Path) -> None:
+    value = sweep_document()
+    found = made(tmp_path, {**value, "base": {**value["results"][0], "type": "F16", "divergence": None}})
+    assert [row["type"] for row in _table(found, SWEPT)][:2] == ["F16 (base)", "Q8_0"]
+
+
+def test_accuracy_stays_on_its_axis_and_guessing_is_drawn() -> None:
+    value = quality_document()
+    for row in value["results"]:
+        row["tasks"] = [{"task": "piqa", "questions": 3, "accuracy": 1.0, "accuracy_error": 0.0, "chance": 0.5}]
+    (plot,) = quality_sections([("", as_document(value, Path("x.json")))])[2].plots
+    figure = Figure()
+    axes = figure.add_subplot()
+    plot.draw(axes)
+    low, high = axes.get_ylim()
+    assert 0 <= low < 50
+    assert high == 100
+    assert [line.get_ydata()[0] for line in axes.get_lines() if line.get_gid() == "data-level"] == [50.0]
+    assert "Dotted: what guessing gives (piqa 50 %)." in plot.description
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_names_stand_nearer_to_their_own_point_than_to_others(seed: int) -> None:
+    """Five types in a tight row among others, in random places near each other: no name nearest to another's dot."""
+    chance = random.Random(seed)
+    spots = [Spot(name=f"Q{i}_K_M", x=2.4 + chance.uniform(0, 0.2), y=0.006 * chance.uniform(0.8, 1.2)) for i in range(5)]
+    spots += [Spot(name="Q2_K", x=2.0, y=0.04), Spot(name="Q8_0", x=4.0, y=0.0002)]
+    figure = Figure(figsize=(5, 320 / 72))
+    axes = figure.add_subplot()
+    ScatterPlot(name="a", title="t", description="d", x_label="x", y_label="y", spots=spots, log_y=True).draw(axes)
+    figure.draw_without_rendering()
+    scale = 72 / figure.dpi
+    boxes = [text.get_window_extent() if text.arrow_patch is None else None for text in axes.texts]
+    places = axes.transData.transform([(spot.x, spot.y) for spot in spots]) * scale
+    assert [text.get_text() for text in axes.texts] == [spot.name for spot in spots]
+    for i, box in enumerate(boxes):
+        if box is not None:
+            corners = [each * scale for each in (box.x0, box.x1, box.y0, box.y1)]
+            away = [
+                math.hypot(max(corners[0] - x, 0, x - corners[1]), max(corners[2] - y, 0, y - corners[3])) for x, y in places
+            ]
+            assert away.index(min(away)) == i, spots[i].name
 
 
 def test_a_sweep_is_shown_with_llama_perplexitys_decimals(tmp_path: Path) -> None:
     found = made(tmp_path, sweep_document())
-    caption = "Every type of the sweep; on the front: no other is both smaller and closer"
-    rows = {row["type"]: row for row in _table(found, caption)}
+    rows = {row["type"]: row for row in _table(found, SWEPT)}
     assert rows["Q4_K_M"]["perplexity"] == "8.6230 ± 0.0520"
     assert rows["Q4_K_M"]["mean KL"] == "0.030500 ± 0.000762"
-    assert rows["Q4_K_M"]["file, MB"] == "668"
+    assert rows["Q4_K_M"]["file, MiB"] == "637"
     assert (rows["Q4_0"]["on the front"], rows["IQ4_XS"]["on the front"]) == ("", "yes")
 
 
@@ -150,10 +271,10 @@ def test_a_point_of_the_roofline_is_flops_by_bytes() -> None:
 
 def test_only_what_there_is_gets_a_section(tmp_path: Path) -> None:
     one = made(tmp_path, document("speed", [speed_row("a.gguf", 9, generate=16, temperature_c=None, clock_mhz=None)]))
-    assert set(one.tables) == {"The machine and the versions of each file of results", "All cases, with llama-bench's names"}
+    assert set(one.tables) == {"The machine of each file of results", "All cases, with llama-bench's names"}
     empty = made(tmp_path, document("speed", [], missing=[{"what": "pp512", "reason": "out of memory"}]))
     assert "pp512: out of memory" in empty.words
-    assert list(empty.tables) == ["The machine and the versions of each file of results"]
+    assert list(empty.tables) == ["The machine of each file of results"]
 
 
 def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -55,8 +55,41 @@ def test_progress_rises_with_the_models_in_their_order() -> None:
     assert len(marks) == 7
     heights = [row for _, row in sorted(marks)]
     assert heights == sorted(heights, reverse=True)
-    assert lines[-1].split() == ["7", "3T"]
+    assert lines[-1].split() == ["105B", "503B", "1T", "1.5T", "2T", "2.5T", "3T"]
     assert max(map(len, lines)) <= 60
+
+
+def test_long_names_are_listed_below_their_numbers() -> None:
+    value = quality_document()
+    for row in value["results"]:
+        row["model_filename"] = f"a-rather-long-name-{row['model_filename']}"
+        row["model_filename"] += "x" * len(row["model_filename"])
+    lines = progress_plot(read(value)).splitlines()
+    assert [line.split()[0] for line in lines[-7:]] == list("1234567")
+
+
+def test_accuracy_ends_at_100_and_guessing_is_a_line() -> None:
+    value = quality_document()
+    for row in value["results"]:
+        row["tasks"] = [{"task": "piqa", "accuracy": 1.0, "chance": 0.5}]
+    lines = progress_plot(read(value)).splitlines()
+    assert lines[0] == "accuracy, %   o piqa  ┄ guessing"
+    assert lines[1].split("│")[0].strip() == "100"
+    assert lines[14].startswith(" 50 │┄┄┄")
+    for row in value["results"]:
+        row["tasks"] = [{"task": "piqa", "accuracy": 1.0}]
+    assert progress_plot(read(value)).splitlines()[1].startswith("100 │")
+
+
+def test_near_points_are_letters_with_a_list_below() -> None:
+    value = sweep_document()
+    for i, row in enumerate(value["results"][3:6]):
+        row["file_bytes"], row["divergence"]["mean_kl"] = 640_000_000 + i, 0.03 - i / 1e6
+    lines = size_quality_plot(read(value)).splitlines()
+    assert lines[0] == "mean KL divergence (log) over file size in MiB   ● Pareto f…"
+    assert sum("cde" in line for line in lines) == 1
+    assert [line.split()[:3] for line in lines[-8:]][2] == ["c", "●", "Q4_K_M"]
+    assert {line.split()[0] for line in lines[-8:]} == set("abcdefgh")
 
 
 def test_perplexity_stands_in_where_there_are_no_tasks() -> None:

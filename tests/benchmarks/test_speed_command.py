@@ -75,6 +75,17 @@ def test_ceilings_and_loads_stand_beside_the_speeds(model: Path) -> None:
     assert load["peak_memory_bytes"] > model.stat().st_size
 
 
+def test_several_files_are_told_apart_by_the_names_that_were_typed(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    done = bench("demo", model, "-p", "8,999", "-n", "0", "-r", "1", *QUICK, "-o", path)
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in done.stdout.splitlines() if " pp8 |" in line]
+    assert [cell[1] for cell in cells[:2]] == ["demo", "tiny.gguf"]
+    document = read_json_document(path)
+    filename = document.results[0]["model_filename"]
+    assert filename.endswith("-Q4_K_M.gguf") and document.more["typed"] == {filename: "demo"}
+    assert [each.what for each in document.missing] == ["demo: pp999", "tiny.gguf: pp999"]
+
+
 def test_what_cannot_run_is_missing_with_its_reason_and_the_rest_is_measured(model: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(model.read_bytes()[:-5000])
@@ -103,6 +114,13 @@ def test_when_nothing_could_be_measured_the_first_reason_is_the_error(model: Pat
     done = bench(model, *arguments, *QUICK)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_a_peer_that_there_is_not_is_wrong_usage_before_anything_is_measured(model: Path) -> None:
+    done = bench(model, "-r", "100000", "--peer", "vllm=x", *QUICK)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "there is no peer 'vllm'; there are llama-bench=PATH, llama-cpp-python, ollama, mlx-lm=FOLDER"
+    assert said in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_waiting_for_a_cool_board_is_said_once_where_nothing_tells_its_heat(model: Path) -> None:

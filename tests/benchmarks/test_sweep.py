@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,12 @@ from tinyedge.gguf_file import read_gguf
 from tinyedge_bench.quality import sweep_files
 from tinyedge_bench.quality.sweep import SweepWishes, sweep
 from tinyedge_bench.quality.sweep_files import exact_type, folder_for
+from tinyedge_bench.quality.sweep_steps import speed_doubts
 from tinyedge_bench.quality.text import Text
 from tinyedge_bench.result_files import read_json_document
 from tinyedge_bench.suite.random_checkpoint import LlamaShape, demo_tokenizer, make_checkpoint
 from tinyedge_quantize.convert import Wishes, convert, open_source, plan_conversion
-from tinyedge_quantize.recipes import find_recipe
+from tinyedge_quantize.recipes import UnknownTypeError, find_recipe
 
 DEMO = demo_tokenizer().parent
 WORDS = "the old king went down to the river and saw a white bird that sang of winter snow while his two sons slept by the fire"
@@ -129,7 +132,7 @@ def test_without_room_for_all_each_file_goes_before_the_next(tmp_path: Path, mon
     files: list[set[str]] = []
 
     def look(_what: str, _share: float) -> None:
-        files.append({path.name for path in tmp_path.glob(".tinyedge-sweep-*/*")})
+        files.append({path.name for path in tmp_path.glob(".tinyedge-sweep-*/[!.]*")})  # no file that is being written
 
     wishes = SweepWishes(
         checkpoint=DEMO, types=("Q8_0", "Q4_0"), text=_text(tmp_path), context=256, chunks=1, prompt=4, generate=0, runs=1
@@ -211,7 +214,7 @@ def test_the_command_shows_a_table_a_plot_and_what_the_figures_are(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     head, _, base, first, second, guessing, *plot = done.stdout.decode().splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
-        *("type", "size", "bits", "perplexity", "mean KLD", "same top", "prompt t/s", "Pareto", "piqa")
+        *("type", "size", "bits", "perplexity", "mean KLD", "same top", "prompt t/s", "Pareto", "piqa acc_norm")
     ]
     assert base.startswith("| BF16 (base)") and first.startswith("| Q8_0") and second.startswith("| Q4_0")
     assert "yes |" in first and "yes |" in second and "yes" not in base
@@ -221,12 +224,59 @@ def test_the_command_shows_a_table_a_plot_and_what_the_figures_are(tmp_path: Pat
     assert "the base is BF16, which holds the checkpoint's weights unchanged; 127 tokens of standard input scored" in notes
     assert "the median of 1 run of 8 prompt tokens (cpu, " in notes and " threads), interleaved" in notes
     assert notes.count("piqa: 1 of 1 questions lost their beginning") == 1
+    assert notes.count("note: piqa: fewer than 30 questions tell little") == 1
     assert "missing: IQ1_S (tensor blk.0" in notes
     assert read_json_document(saved).results[0]["type"] == "Q8_0"
+    table = [*options[: options.index("-o")], "-o", str(saved.with_suffix(".csv"))]
+    subprocess.run([*command, *table, "--text", "-"], capture_output=True, timeout=120, check=True, **given)  # type: ignore[call-overload]
+    rows = list(csv.DictReader(saved.with_suffix(".csv").read_text().splitlines()))
+    assert [(row["type"], row["pareto"]) for row in rows] == [("BF16", ""), ("Q8_0", "True"), ("Q4_0", "True")]
+    assert float(rows[2]["file_bytes"]) == read_json_document(saved).results[1]["file_bytes"]
     before = saved.read_bytes()
     saved.write_bytes(b"someone's notes")
     refused = subprocess.run([*command, *options, "--text", "-"], capture_output=True, timeout=120, **given)  # type: ignore[call-overload]
     assert refused.returncode == OutputError.exit_code and saved.read_bytes() == b"someone's notes" != before
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (("--types", "Q4_K_M,Q9_X"), UnknownTypeError.exit_code, "there is no quantization type Q9_X"),
+        (("-o", "x.txt"), 2, "the suffix of 'x.txt' names no format; give FILE.json"),
+    ],
+)
+def test_what_can_be_seen_at_once_is_said_at_once(tmp_path: Path, options: tuple[str, ...], code: int, problem: str) -> None:
+    command = [sys.executable, "-m", "tinyedge", "eval", "sweep", "no-such-model", "--text", "no-such-text", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert (done.returncode, done.stdout) == (code, "") and problem in said, said
+
+
+def test_what_is_quantized_already_is_refused_with_advice_that_a_sweep_can_follow(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    convert(DEMO, path, "Q4_0")
+    with pytest.raises(EvaluationError, match="sweep the checkpoint, or its F16 file") as caught:
+        sweep(SweepWishes(checkpoint=path, types=("Q8_0", "Q3_K_M"), text=_text(tmp_path), context=64, runs=0))
+    assert "--allow" not in str(caught.value)
+
+
+def test_speeds_that_differ_from_run_to_run_are_doubted() -> None:
+    assert list(speed_doubts("Q8_0: prompt tokens", [100.0, 101.0, 102.0])) == []
+    assert list(speed_doubts("Q8_0: prompt tokens", [100.0, 120.0])) == []  # too few to tell
+    (doubt,) = speed_doubts("Q8_0: prompt tokens", [100.0, 101.0, 120.0])
+    assert doubt == "Q8_0: prompt tokens: runs differ by 20% (100.0 to 120.0); let the machine rest and sweep again"
+
+
+def test_examples_are_shown_and_too_few_are_said_once(tmp_path: Path) -> None:
+    rows = [{"goal": f"king {number}", "sol1": "a bird", "sol2": "fire", "label": 1} for number in range(3)]
+    task, solved = tmp_path / "piqa", tmp_path / "solved"
+    for path in (task, solved):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wishes = SweepWishes(checkpoint=DEMO, types=("Q8_0",), text=_text(tmp_path), context=64, chunks=1, runs=0, shots=2)
+    document = sweep(replace(wishes, tasks=(f"piqa={task}", f"piqa={task},{solved}")))
+    assert [(score["shots"], score["questions"]) for score in document.results[0]["tasks"]] == [(2, 3)]
+    assert [each.what for each in document.missing] == [f"task piqa={task}"]
+    assert "0 solved examples to show and 2 were asked for" in document.missing[0].reason
 
 
 def test_the_header_of_a_kept_file_names_its_type(tmp_path: Path) -> None:

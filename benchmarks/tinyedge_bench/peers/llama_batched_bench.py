@@ -15,7 +15,7 @@ from typing import Any
 from tinyedge.errors import PeerError
 from tinyedge_bench.peers.peer import quoted
 from tinyedge_bench.peers.program import run_program
-from tinyedge_bench.speed.cases import Case
+from tinyedge_bench.speed.cases import Case, threads_text
 
 NAME = "llama-batched-bench"
 _REMEDY = "leave --peer llama-bench or --batch out"
@@ -38,7 +38,7 @@ def batched_seconds(program: Path, arguments: list[str], case: Case, timeout_s: 
     row = _row(output)
     asked = {"pp": case.prompt or case.depth, "tg": case.generate, "pl": case.sequences, "n_threads": case.threads}
     if any(row.get(key) != count for key, count in asked.items()):
-        raise PeerError(f"{NAME} measured another test than {case.name} with {case.threads_text}", _REMEDY)
+        raise PeerError(f"{NAME} measured another test than {case.name} with {threads_text(case.threads)}", _REMEDY)
     times = [row.get(key) for key, counts in (("t_pp", case.prompt), ("t_tg", case.generate)) if counts]
     numbers = [time for time in times if isinstance(time, float) and 0 < time < 1e6]
     if len(numbers) != len(times):

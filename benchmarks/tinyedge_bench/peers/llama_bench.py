@@ -21,7 +21,7 @@ from tinyedge_bench.peers.llama_batched_bench import NAME as BATCHED
 from tinyedge_bench.peers.llama_batched_bench import batched_arguments, batched_seconds
 from tinyedge_bench.peers.peer import patience_s, quoted
 from tinyedge_bench.peers.program import run_program
-from tinyedge_bench.speed.cases import Case
+from tinyedge_bench.speed.cases import Case, threads_text
 
 NAME = "llama-bench"
 _WHERE = "give the program or its folder as --peer llama-bench=PATH, or leave --peer out"
@@ -77,7 +77,7 @@ class LlamaBench:
         nanoseconds = row.get("samples_ns")
         asked = {"n_prompt": case.prompt, "n_gen": case.generate, "n_depth": case.depth, "n_threads": case.threads}
         if any(row.get(key) != count for key, count in asked.items()):
-            raise PeerError(f"{NAME} measured another test than {case.name} with {case.threads_text}", _WHERE)
+            raise PeerError(f"{NAME} measured another test than {case.name} with {threads_text(case.threads)}", _WHERE)
         if not (isinstance(nanoseconds, list) and len(nanoseconds) == 1 and _is_time(nanoseconds[0])):
             raise PeerError(f"{NAME} gave no time for {case.name}", _WHERE)
         return float(nanoseconds[0]) / 1e9

@@ -63,6 +63,7 @@ class TaskScore(Rate):
     task: str
     file: str
     metric: str
+    guessed: bool
     chance: float
     cut: int
     shots: int
@@ -84,6 +85,7 @@ def answer(
         task=task.name,
         file=task.file,
         metric=task.metric,
+        guessed=task.guessed,
         chance=sum(1 / len(one.logprobs) for one in answered) / len(answered),
         cut=sum(one.cut for one in answered),
         shots=shots,
@@ -101,7 +103,7 @@ def answers(
     answer is longer than the context, NativeError.
     """
     questions = list(_first(task.questions, limit))
-    _check_examples(task, questions, shots)
+    check_examples(task, shots, limit)
     with Scorer(model.model, model.plan, context=model.plan.context) as scorer:
         for start in range(0, len(questions), _AT_ONCE):
             part = questions[start : start + _AT_ONCE]
@@ -150,10 +152,11 @@ def _first(questions: Sequence[Question], limit: int | None) -> Iterator[Questio
         yield from islice(group, limit)
 
 
-def _check_examples(task: Task, questions: Sequence[Question], shots: int) -> None:
+def check_examples(task: Task, shots: int, limit: int | None = None) -> None:
+    """Raises EvaluationError where one of the questions to be asked has fewer than `shots` examples."""
     if not shots:
         return
-    fewest = min(len(task.examples.get(question.subject, ())) for question in questions)
+    fewest = min(len(task.examples.get(question.subject, ())) for question in _first(task.questions, limit))
     if fewest < shots:
         raise EvaluationError(
             f"{task.name} has {fewest} solved examples to show and {shots} were asked for",

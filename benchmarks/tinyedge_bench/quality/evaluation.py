@@ -106,10 +106,13 @@ class Evaluation:
                 text.check()
                 self._text = text
         for argument in self.wanted.tasks:
+            from tinyedge_bench.quality.choices import check_examples
             from tinyedge_bench.quality.tasks import read_task
 
             with self._going_on(f"task {argument}"):
-                self._tasks.append(read_task(argument))
+                task = read_task(argument)
+                check_examples(task, self.wanted.shots, self.wanted.limit)
+                self._tasks.append(task)
 
     @contextmanager
     def _base(self) -> Iterator[tuple[str, OpenModel] | None]:

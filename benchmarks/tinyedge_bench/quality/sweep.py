@@ -49,6 +49,7 @@ class SweepWishes:
     stride: int | None = None
     chunks: int | None = None
     tasks: tuple[str, ...] = ()
+    shots: int = 0
     limit: int | None = None
     prompt: int = 128
     generate: int = 64
@@ -90,7 +91,7 @@ def sweep(wishes: SweepWishes, tell: Tell | None = None) -> Document:
     files = [file for file in files if file.type != base.type]  # it would be compared with itself
     if not files:
         raise _nothing_measured(missing)
-    tasks = _read_tasks(wishes.tasks, missing)
+    tasks = _read_tasks(wishes, missing)
     with folder_for(wishes.keep, [file.bytes for file in files], base.bytes) as (folder, all_at_once):
         told = tell or (lambda _text, _share: None)
         steps = Steps(wishes, tasks, base, folder, all_at_once=all_at_once, missing=missing, tell=told)
@@ -126,14 +127,17 @@ def _with_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"pareto": on_it} for row, on_it in zip(rows, front, strict=True)]
 
 
-def _read_tasks(arguments: Sequence[str], missing: list[Missing]) -> list[Task]:
-    """The tasks; one whose file cannot be used goes into `missing`."""
+def _read_tasks(wishes: SweepWishes, missing: list[Missing]) -> list[Task]:
+    """The tasks; one whose file cannot be used, or has too few examples, goes into `missing`."""
+    from tinyedge_bench.quality.choices import check_examples
     from tinyedge_bench.quality.tasks import read_task
 
     tasks = []
-    for argument in arguments:
+    for argument in wishes.tasks:
         try:
-            tasks.append(read_task(argument))
+            task = read_task(argument)
+            check_examples(task, wishes.shots, wishes.limit)
+            tasks.append(task)
         except (TinyEdgeError, OSError) as error:
             missing.append(Missing(what=f"task {argument}", reason=str(error)))
     return tasks
@@ -141,4 +145,4 @@ def _read_tasks(arguments: Sequence[str], missing: list[Missing]) -> list[Task]:
 
 def _nothing_measured(missing: Sequence[Missing]) -> EvaluationError:
     reasons = f" ({missing[0].what}: {missing[0].reason})" if missing else ""
-    return EvaluationError(f"not one type could be measured{reasons}", "give other --types")
+    return EvaluationError(f"not one type could be measured{reasons}", "give other --types, or another model")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyedge.errors import DiskSpaceError, OutputError, TinyEdgeError
+from tinyedge.errors import DiskSpaceError, OutputError, RequantizeError, TinyEdgeError
 from tinyedge.gguf_file import is_gguf
 from tinyedge_bench.result_files import Missing
 from tinyedge_quantize.convert import Wishes, plan_conversion
@@ -50,6 +50,8 @@ def plan_files(source: Source, types: Sequence[str], wishes: Wishes) -> tuple[li
             if recipe.name not in files:
                 files[recipe.name] = PlannedFile(type=recipe.name, bytes=plan_conversion(source, recipe, wishes).total_bytes)
         except TinyEdgeError as error:
+            if isinstance(error, RequantizeError):
+                error.remedy = "sweep the checkpoint, or its F16 file"
             missing.append(Missing(what=name.upper()[:40], reason=str(error)))
     return list(files.values()), missing
 

@@ -21,6 +21,7 @@ from tinyedge_bench.quality.sweep import SweepWishes, Tell
 from tinyedge_bench.quality.sweep_files import Base, PlannedFile
 from tinyedge_bench.quality.windows import DEFAULT_CONTEXT, Windows, cut, tokens_wanted
 from tinyedge_bench.result_files import Missing
+from tinyedge_bench.speed.doubts import FEWEST_RUNS, doubts
 from tinyedge_bench.speed.quick import quick_speed
 from tinyedge_quantize.convert import Wishes, convert
 
@@ -156,7 +157,13 @@ class Steps:
         scores = []
         for task in self._asked:
             with self._going_on(f"{kind}: {task.name}"), self._step(f"{kind}: {task.name}") as advance:
-                score = answer(model, task, limit=self._wishes.limit, progress=lambda done, total: advance(done / total))
+                score = answer(
+                    model,
+                    task,
+                    shots=self._wishes.shots,
+                    limit=self._wishes.limit,
+                    progress=lambda done, total: advance(done / total),
+                )
                 scores.append(asdict(score))
         return {"tasks": scores}
 
@@ -174,7 +181,9 @@ class Steps:
                     each.generated += [speed.generated_tokens_per_s] if speed.generated_tokens_per_s else []
                     left.append(each)  # to run again; not one that failed
         for each in models:
+            each.row["warnings"] = []
             for name, samples in (("prompt", each.prompt), ("generated", each.generated)):
+                each.row["warnings"] += speed_doubts(f"{each.row['type']}: {name} tokens", samples)
                 each.row[f"{name}_tokens_per_s"] = statistics.median(samples) if samples else None
                 each.row[f"{name}_samples_tokens_per_s"] = samples
 
@@ -189,6 +198,13 @@ class Steps:
         yield advance
         self._done += 1
         advance(0)
+
+
+def speed_doubts(name: str, samples: Sequence[float]) -> Iterator[str]:
+    """What `tinyedge bench` doubts of such runs, without its advice on options that a sweep has not."""
+    if len(samples) >= FEWEST_RUNS:
+        for sentence in doubts(name, samples):
+            yield f"{sentence.partition('; ')[0]}; let the machine rest and sweep again"
 
 
 def _facts(kind: str, model: OpenModel, seconds: float | None) -> dict[str, Any]:

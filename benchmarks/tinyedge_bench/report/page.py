@@ -16,9 +16,11 @@ from tinyedge_bench.report.quality_sections import quality_sections
 from tinyedge_bench.report.rows import MOST_ROWS, speed_cases
 from tinyedge_bench.report.sources import Sources
 from tinyedge_bench.report.speed_sections import speed_sections
+from tinyedge_bench.result_files import Document
 
 GENERATOR = '<meta name="generator" content="tinyedge report">'
 _MOST_ITEMS = 100
+_MOST_CASES = 8  # named for one sentence
 _LONGEST_VERSION = 40
 # Nothing may be fetched or run, even if a text slipped through as an element.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -28,7 +30,7 @@ def sections(sources: Sources) -> list[Section]:
     """The sections for which there is something to show, in the order of the page."""
     speed = sources.of_kinds("speed")
     found = [
-        Section(title="What was measured", tables=[_origin(sources)]),
+        Section(title="What was measured", tables=[_origin(sources)], items=_builds(sources)),
         Section(title="What is missing", items=_missing(sources)),
         *speed_sections(speed),
         *quality_sections(sources.of_kinds("quality", "sweep")),
@@ -72,15 +74,22 @@ def _origin(sources: Sources) -> Table:
             *(name, document.kind, _moment(document.date), text(document.machine.get("cpu"))),
             *(text(document.machine.get("architecture"), 20), text(document.machine.get("physical_cores"), 6)),
             decimal((number(document.machine, "memory_bytes") or 0) / 2**30 or None),
-            text(document.machine.get("system")),
-            _versions(document.build),
             str(len(document.results)) + (f" (the first {MOST_ROWS} shown)" if len(document.results) > MOST_ROWS else ""),
         )
         for name, document in sources.documents
     ]
-    head = ("results", "kind", "date", "processor", "architecture", "cores", "memory, GiB", "system", "versions", "rows")
-    words = ("results", "kind", "date", "processor", "architecture", "system", "versions")
-    return Table(caption="The machine and the versions of each file of results", head=head, rows=rows, words=words)
+    head = ("results", "kind", "date", "processor", "architecture", "cores", "memory, GiB", "rows")
+    words = ("results", "kind", "date", "processor", "architecture")
+    return Table(caption="The machine of each file of results", head=head, rows=rows, words=words)
+
+
+def _builds(sources: Sources) -> list[str]:
+    """System and versions, in a line for each file of results."""
+    told = [
+        (name, ", ".join(filter(None, (text(document.machine.get("system")), _versions(document.build)))))
+        for name, document in sources.documents
+    ]
+    return _bounded([f"{name}: {words}" if name else words for name, words in told if words])
 
 
 def _versions(build: Mapping[str, Any]) -> str:
@@ -105,16 +114,28 @@ def _missing(sources: Sources) -> list[str]:
 
 
 def _doubts(sources: Sources) -> list[str]:
-    cases = [case for name, document in sources.of_kinds("speed") for case in speed_cases(document, name)]
-    origins = [{key: case.traits[key] for key in ("model", "source")} for case in cases]
-    several = len({tuple(each.values()) for each in origins}) > 1
-    return _bounded(
-        [
-            f"{name}: {warning}" if several else warning
-            for name, case in zip(distinct_labels(origins), cases, strict=True)
-            for warning in case.warnings
-        ]
-    )
+    """Each sentence of a file once, with the cases it was said of."""
+    return _bounded([each for name, document in sources.of_kinds("speed") for each in _doubts_of(name, document)])
+
+
+def _doubts_of(name: str, document: Document) -> list[str]:
+    cases = speed_cases(document, name)
+    labels = distinct_labels([case.traits for case in cases])
+    said: dict[str, list[str]] = {}
+    for label, case in zip(labels, cases, strict=True):
+        for warning in dict.fromkeys(case.warnings):
+            said.setdefault(warning, []).append(label)
+    return [f"{f'{name}: ' if name else ''}{warning}{_of_cases(concerned, len(cases))}" for warning, concerned in said.items()]
+
+
+def _of_cases(labels: list[str], of: int) -> str:
+    """Of which of the cases something was said, where there is more than one."""
+    if of < 2:
+        return ""
+    if len(labels) == of:
+        return f" (all {of} cases)"
+    more = f" and {len(labels) - _MOST_CASES} more" if len(labels) > _MOST_CASES else ""
+    return f" ({', '.join(labels[:_MOST_CASES])}{more})"
 
 
 def _bounded(items: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from tinyedge_bench.report.drawing import svg
 from tinyedge_bench.report.plots import Plot
 
 MOST_TABLE_ROWS = 200
+ORIGIN = "results"  # the head of the column that names the file of results
 _LONG_CELL = 40  # characters, from which on a cell has several lines
 
 
@@ -43,15 +44,20 @@ Cell = str | Link
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table with a caption; columns named in `words` are set left, the others right as numbers are. No rows, no table."""
+    """A table with a caption; columns named in `words` are set left, the others right as numbers are. No rows, no table.
+
+    A column in which nothing stands is left out. Columns named in `once`, and ORIGIN, are told below where all rows agree.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     words: Sequence[str] = ()
+    once: Sequence[str] = ()
 
     def html(self) -> str:
-        kept = [i for i in range(len(self.head)) if any(row[i] != "" for row in self.rows)]
+        told = {i: self.rows[0][i] for i in range(len(self.head)) if self._same(i)}
+        kept = [i for i in range(len(self.head)) if i not in told and any(row[i] != "" for row in self.rows)]
         classes = {i: self._class(i) for i in kept}
         head = "".join(f'<th scope="col"{classes[i]}>{escape(self.head[i])}</th>' for i in kept)
         body = "".join(
@@ -59,11 +65,18 @@ class Table:
         )
         more = len(self.rows) - MOST_TABLE_ROWS
         note = f'<p class="note">{more} more rows are in the files of results.</p>' if more > 0 else ""
+        same = ", ".join(f"{self.head[i]} {_cell(cell)}" for i, cell in told.items())
+        note += f'<p class="note">In all rows: {same}.</p>' if same else ""
         # A region that scrolls must be reachable by keyboard.
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.caption)}"><table>'
             f"<caption><span>{escape(self.caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
         )
+
+    def _same(self, column: int) -> bool:
+        """Whether a column is told once, below the table."""
+        values = {row[column] for row in self.rows}
+        return self.head[column] in (ORIGIN, *self.once) and len(self.rows) > 1 and len(values) == 1 and "" not in values
 
     def _class(self, column: int) -> str:
         if self.head[column] not in self.words:
@@ -100,7 +113,7 @@ class Section:
         tables = "".join(table.html() for table in self.tables if table.rows)
         return (
             f'<section aria-labelledby="{self.anchor}"><h2 id="{self.anchor}">{escape(self.title)}</h2>{intro}'
-            f"{f'<ul>{items}</ul>' if items else ''}{f'<div class=plots>{plots}</div>' if plots else ''}{tables}</section>"
+            f"{f'<div class=plots>{plots}</div>' if plots else ''}{tables}{f'<ul>{items}</ul>' if items else ''}</section>"
         )
 
 
@@ -127,7 +140,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "" if share is None else f"{share * 100:.{digits}f} %"
 
 
-def megabytes(count: float | None) -> str:
+def mebibytes(count: float | None) -> str:
+    return decimal(count / 2**20) if count else ""
+
+
+def millions(count: float | None) -> str:
     return decimal(count / 1e6) if count else ""
 
 

@@ -46,13 +46,12 @@ def peer_section(cases: Sequence[SpeedCase]) -> Section:
     """tinyedge's speed divided by each other engine's, in the cases that both ran."""
     found = _pairs(cases)
     engines = list(dict.fromkeys(pair.theirs.engine for pair in found))
-    # One call for an engine, as `bench compare` does: intervals depend a little on what was resampled before.
-    compared = {
-        engine: ratios([(pair.theirs.samples, pair.ours.samples) for pair in of_engine], _CONFIDENCE, paired=True)
-        for engine in engines
-        for of_engine in [[pair for pair in found if pair.theirs.engine == engine]]
-    }
-    groups = [(engine, [pair for pair in found if pair.theirs.engine == engine], compared[engine]) for engine in engines]
+    groups = []
+    for engine in engines:
+        pairs = [pair for pair in found if pair.theirs.engine == engine]
+        # One call for an engine, as `bench compare` does: intervals depend a little on what was resampled before.
+        samples = [(pair.theirs.samples, pair.ours.samples) for pair in pairs]
+        groups.append((engine, pairs, ratios(samples, _CONFIDENCE, paired=True)))
     if not found:
         return Section(title="Beside other engines")
     return Section(
@@ -69,7 +68,9 @@ def _pairs(cases: Sequence[SpeedCase]) -> list[_Pair]:
         key = tuple(value for trait, value in case.traits.items() if trait not in ("engine", "batch"))
         groups.setdefault(key, {}).setdefault(case.engine, case)
     shared = [group for group in groups.values() if _OURS in group and len(group) > 1]
-    names = distinct_labels([{k: v for k, v in group[_OURS].traits.items() if k not in ("engine", "batch")} for group in shared])
+    names = distinct_labels(
+        [{k: v for k, v in group[_OURS].traits.items() if k not in ("engine", "batch")} for group in shared]
+    )
     pairs = [
         _Pair(name=name, ours=group[_OURS], theirs=theirs)
         for name, group in zip(names, shared, strict=True)
@@ -124,17 +125,22 @@ def _table(groups: _Groups) -> Table:
             runs = str(len(ours.samples)) if pair.paired else f"{len(ours.samples)}, {len(theirs.samples)}"
             rows.append(
                 (
-                    *(pair.name, f"{engine} {theirs.engine_version}".strip(), decimal(ours.median, 4), decimal(theirs.median, 4)),
+                    *(
+                        pair.name,
+                        f"{engine} {theirs.engine_version}".strip(),
+                        decimal(ours.median, 4),
+                        decimal(theirs.median, 4),
+                    ),
                     *(runs if pair.paired else f"{runs} (not in rounds)", f"{ratio.value:.3f}", _interval(ratio), ratio.told),
                 )
             )
         if len(pairs) > 1:
             mean = found[-1]
-            rows.append((f"geometric mean of {len(pairs)}", engine, "", "", "", f"{mean.value:.3f}", _interval(mean), mean.told))
-    head = ("case", "engine", "tinyedge's tokens/s", "its tokens/s", "runs", "ratio", "95 % interval", "tinyedge is")
-    return Table(
-        caption="tinyedge's speed ÷ the other engine's", head=head, rows=rows, words=("case", "engine", "tinyedge is")
-    )
+            rows.append(
+                (f"geometric mean of {len(pairs)}", engine, "", "", "", f"{mean.value:.3f}", _interval(mean), mean.told)
+            )
+    head = ("case", "engine", "tinyedge's tokens/s", "its tokens/s", "runs", "ratio", "95 % interval", "told")
+    return Table(caption="tinyedge's speed ÷ the other engine's", head=head, rows=rows, words=("case", "engine", "told"))
 
 
 def _interval(ratio: Ratio) -> str:

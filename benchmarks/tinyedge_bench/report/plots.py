@@ -36,18 +36,22 @@ class Plot(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line: `middles[i]` at `places[i]`, with all samples of it or with an error."""
+    """A line: `middles[i]` at `places[i]`, with all samples of it or with an error; dotted at `level`, to be passed."""
 
     name: str
     places: Sequence[float]
     middles: Sequence[float]
     samples: Sequence[Sequence[float]] = ()
     errors: Sequence[float | None] = ()
+    level: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinePlot:
-    """Series over a number or, where `place_names` are given, over things in order; each named at its end."""
+    """Series over a number or, where `place_names` are given, over things in order; each named at its end.
+
+    The axis does not go beyond `bounds`.
+    """
 
     name: str
     title: str
@@ -57,6 +61,7 @@ class LinePlot:
     series: Sequence[Series]
     place_names: Sequence[str] = ()
     from_zero: bool = True
+    bounds: tuple[float, float] | None = None
     height: float = HEIGHT
 
     def draw(self, axes: Any) -> None:
@@ -75,12 +80,21 @@ class LinePlot:
         _name_places(axes, self.series, self.place_names)
         if self.from_zero:
             axes.set_ylim(bottom=0)
+        levels = [each.level for each in self.series[:MOST_SERIES]]
+        for i, level in enumerate(levels):
+            if level is not None and level not in levels[:i]:
+                colour = series_colour(i) if levels.count(level) == 1 else light("muted")
+                axes.axhline(level, color=colour, linewidth=1.5, linestyle=":", gid="data-level")
+        if self.bounds:
+            low, high = (min(max(each, self.bounds[0]), self.bounds[1]) for each in axes.get_ylim())
+            if low < high:
+                axes.set_ylim(low, high)
         label_ends(axes, ends)
 
 
 def _name_places(axes: Any, series: Sequence[Series], names: Sequence[str]) -> None:
     if names:
-        slanted = max(map(len, names)) * len(names) > 34
+        slanted = (max(map(len, names)) + 1) * len(names) > 28
         axes.set_xticks(range(len(names)), [cut(name) for name in names])
         axes.tick_params("x", rotation=40 if slanted else 0)
         for label in axes.get_xticklabels() if slanted else ():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tinyedge_bench.report.checked_values import text
 from tinyedge_bench.report.look import MOST_SERIES
-from tinyedge_bench.report.page_parts import Section, Table, decimal, megabytes, seconds
+from tinyedge_bench.report.page_parts import Section, Table, decimal, mebibytes, seconds
 from tinyedge_bench.report.placing import Spot
 from tinyedge_bench.report.plots import MOST_STRIPS, LinePlot, Plot, ScatterPlot, Series, Strip, StripPlot
 from tinyedge_bench.report.rows import Estimate, QualityModel, model_labels, quality_models
@@ -57,7 +57,7 @@ def _size_plot(index: int, name: str, models: Sequence[QualityModel]) -> list[Pl
     if len(known) < 2:
         return []
     spots = [
-        Spot(name=label, x=model.file_bytes / 1e6, y=model.mean_kl.value, front=model.pareto)
+        Spot(name=label, x=model.file_bytes / 2**20, y=model.mean_kl.value, front=model.pareto)
         for label, model in zip(model_labels(known), known, strict=True)
         if model.mean_kl
     ]
@@ -70,7 +70,7 @@ def _size_plot(index: int, name: str, models: Sequence[QualityModel]) -> list[Pl
             name=f"size-quality-{index + 1}",
             title=f"Size and KL divergence{f' of {name}' if name else ''}",
             description=f"{front}{base}Lower and further left is better.{left_out}",
-            x_label="file size, MB",
+            x_label="file, MiB",
             y_label="mean KL divergence",
             spots=spots,
             log_y=True,
@@ -130,21 +130,28 @@ def _progress(index: int, name: str, models: Sequence[QualityModel]) -> list[Plo
                     places=[place for place, _ in found],
                     middles=[best.value * 100 for _, best in found],
                     errors=[None if best.error is None else best.error * 100 for _, best in found],
+                    level=next(
+                        (task.chance * 100 for m in models for task in m.tasks if task.task == name_of_task and task.chance),
+                        None,
+                    ),
                 )
             )
     if len(models) < 2 or not series:
         return []
+    chances = [f"{each.name} {each.level:.3g} %" for each in series[:MOST_SERIES] if each.level]
+    guessing = f" Dotted: what guessing gives ({', '.join(chances)})." if chances else ""
     more = f" {len(series) - MOST_SERIES} more tasks are in the table." if len(series) > MOST_SERIES else ""
     return [
         LinePlot(
             name=f"multiple-choice-{index + 1}",
             title=f"Accuracy over models{f' of {name}' if name else ''}",
-            description=f"In the order in which the models were given.{more}",
+            description=f"In the order in which the models were given.{guessing}{more}",
             x_label="model",
             y_label="accuracy, %",
             series=series,
             place_names=model_labels(models),
             from_zero=False,
+            bounds=(0.0, 100.0),
         )
     ]
 
@@ -166,12 +173,12 @@ def _perplexity_table(models: Sequence[QualityModel]) -> Table:
     known = [model for model in models if model.perplexity or model.bits_per_byte]
     rows = [
         (
-            *(model.source, model.model, model.kind, megabytes(model.file_bytes)),
+            *(model.source, model.model, model.kind, mebibytes(model.file_bytes)),
             *(_with_error(model.perplexity), _with_error(model.bits_per_byte), str(model.context or ""), model.perplexity_text),
         )
         for model in known
     ]
-    head = ("results", "model", "type", "file, MB", "perplexity", "bits per byte", "window", "text")
+    head = ("results", "model", "type", "file, MiB", "perplexity", "bits per byte", "window", "text")
     return Table(
         caption="Perplexity and bits per byte, ± one standard error",
         head=head,
@@ -184,7 +191,7 @@ def _divergence_table(models: Sequence[QualityModel]) -> Table:
     known = [model for model in models if model.mean_kl]
     rows = [
         (
-            *(model.source, model.model, model.kind, model.base, megabytes(model.file_bytes), _with_error(model.mean_kl, 6)),
+            *(model.source, model.model, model.kind, model.base, mebibytes(model.file_bytes), _with_error(model.mean_kl, 6)),
             *(decimal(model.kl_percentiles.get(key)) for key in _PERCENTILES),
             _percent(model.same_top),
         )
@@ -195,13 +202,15 @@ def _divergence_table(models: Sequence[QualityModel]) -> Table:
         "model",
         "type",
         "base",
-        "file, MB",
+        "file, MiB",
         "mean KL",
         *map(_percentile_name, _PERCENTILES),
         "same top token, %",
     )
     words = ("results", "model", "type", "base")
-    return Table(caption="KL divergence from the base: its mean and percentiles", head=head, rows=rows, words=words)
+    return Table(
+        caption="KL divergence from the base: its mean and percentiles", head=head, rows=rows, words=words, once=("base",)
+    )
 
 
 def _percentile_name(key: str) -> str:
@@ -228,7 +237,7 @@ def _sweep_table(models: Sequence[QualityModel]) -> Table:
             *(
                 model.source,
                 model.kind or model.model,
-                megabytes(model.file_bytes),
+                mebibytes(model.file_bytes),
                 decimal(model.bits),
                 _with_error(model.perplexity),
             ),
@@ -243,7 +252,7 @@ def _sweep_table(models: Sequence[QualityModel]) -> Table:
         for model in models
     ]
     head = (
-        *("results", "type", "file, MB", "bits per weight", "perplexity", "mean KL", "same top token, %"),
+        *("results", "type", "file, MiB", "bits per weight", "perplexity", "mean KL", "same top token, %"),
         *("prompt tokens/s", "generated tokens/s", "time to quantize", "on the front"),
     )
     return Table(

@@ -135,11 +135,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """A multiple-choice result: accuracies of 1."""
+    """A multiple-choice result: accuracies of 1, and `chance`, what guessing gives."""
 
     task: str
     questions: int
     shots: int
+    chance: float | None
     plain: Estimate | None
     normalised: Estimate | None
 
@@ -191,7 +192,7 @@ def _quality_model(row: Mapping[str, Any], source: str) -> QualityModel:
         source=source,
         model=model,
         kind=text(row.get("type"), 30) or text(row.get("model_type")),
-        file_bytes=count(row, "file_bytes") or count(row, "model_size"),
+        file_bytes=count(row, "file_bytes"),
         params=count(row, "model_n_params"),
         bits=number(row, "bits_per_weight"),
         perplexity=_estimate(row, "perplexity"),
@@ -219,6 +220,7 @@ def _task(row: Mapping[str, Any]) -> TaskResult:
         task=text(row.get("task"), 30) or "unnamed task",
         questions=count(row, "questions"),
         shots=count(row, "shots"),
+        chance=chance if (chance := number(row, "chance")) is not None and 0 < chance < 1 else None,
         plain=_estimate(row, "accuracy", "accuracy_error"),
         normalised=_estimate(row, "accuracy_norm", "accuracy_norm_error"),
     )

@@ -9,7 +9,7 @@ from tinyedge_bench.report.ceilings import ceiling_section
 from tinyedge_bench.report.checked_values import count, number, text
 from tinyedge_bench.report.look import MOST_SERIES
 from tinyedge_bench.report.names import distinct_labels
-from tinyedge_bench.report.page_parts import Section, Table, decimal, megabytes, percent, seconds
+from tinyedge_bench.report.page_parts import Section, Table, decimal, mebibytes, millions, percent, seconds
 from tinyedge_bench.report.peers import peer_section
 from tinyedge_bench.report.plots import MOST_STRIPS, LinePlot, Plot, Series, Strip, StripPlot
 from tinyedge_bench.report.rows import SpeedCase, speed_cases
@@ -153,7 +153,7 @@ def _every_sample(documents: Sequence[tuple[str, Document]]) -> list[Plot]:
 
 def _cases_table(cases: Sequence[SpeedCase]) -> Table:
     head = (
-        *("results", "model", "size, MB", "params, M", "engine", "backend", "threads", "KV", "batch", "test"),
+        *("results", "model", "weights, MiB", "params, M", "engine", "backend", "threads", "KV", "batch", "test"),
         *("median tokens/s", "mean ± sd", "least–most", "runs", "first token"),
         *("GB/s", "of bandwidth", "GFLOP/s", "of matrix rate", "doubts"),
     )
@@ -162,8 +162,8 @@ def _cases_table(cases: Sequence[SpeedCase]) -> Table:
             *(
                 case.source,
                 case.model,
-                megabytes(case.size),
-                megabytes(case.params),
+                mebibytes(case.size),
+                millions(case.params),
                 f"{case.engine} {case.engine_version}".strip(),
             ),
             *(case.backend, str(case.threads or ""), case.kv, _batch(case), case.case.name, decimal(case.median, 4)),
@@ -176,7 +176,7 @@ def _cases_table(cases: Sequence[SpeedCase]) -> Table:
         for case in cases
     ]
     words = ("results", "model", "engine", "backend", "test")
-    return Table(caption="All cases, with llama-bench's names", head=head, rows=rows, words=words)
+    return Table(caption="All cases, with llama-bench's names", head=head, rows=rows, words=words, once=head[1:9])
 
 
 def _batch(case: SpeedCase) -> str:
@@ -192,12 +192,12 @@ def _loads(documents: Sequence[tuple[str, Document]]) -> Table:
     rows = [
         (
             *(name, text(load.get("model_filename")), text(load.get("backends"), 20)),
-            *(seconds(number(load, "cold_s")), seconds(number(load, "warm_s")), megabytes(count(load, "peak_memory_bytes"))),
+            *(seconds(number(load, "cold_s")), seconds(number(load, "warm_s")), mebibytes(count(load, "peak_memory_bytes"))),
             text(load.get("cold_note"), 200),
         )
         for name, load in loads
     ]
-    head = ("results", "model", "backend", "load, cold", "load, warm", "most memory, MB", "about the cold load")
+    head = ("results", "model", "backend", "load, cold", "load, warm", "most memory, MiB", "about the cold load")
     return Table(
         caption="Time to load and most memory",
         head=head,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +31,6 @@ class Case:
         return f"{name} @ d{self.depth}" if self.depth else name
 
     @property
-    def threads_text(self) -> str:
-        """`1 thread`, `4 threads`."""
-        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
-
-    @property
     def tokens(self) -> int:
         """The tokens that a run is timed for, of all sequences: what tokens/s counts."""
         return (self.prompt + self.generate) * self.sequences
@@ -43,3 +39,8 @@ class Case:
     def positions(self) -> int:
         """The places in the KV cache that a run needs, of all sequences."""
         return (self.depth + self.prompt + self.generate) * self.sequences
+
+
+def threads_text(count: Any) -> str:
+    """`1 thread`, `4 threads`; `count` may be the key of a JSON object."""
+    return "1 thread" if str(count) == "1" else f"{count} threads"

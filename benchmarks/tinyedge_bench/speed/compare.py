@@ -95,11 +95,12 @@ def compare_files(first: Path, second: Path, confidence: float = 0.95) -> Compar
 def compare_last(path: Path, confidence: float = 0.95) -> Comparison:
     """The newest measurement in a file with the one before it. Raises ResultFileError, OSError."""
     found = _by_age(path)
+    rows = speed_rows(found[-1], path)
     if len(found) < 2:
-        raise ResultFileError(f"{path} holds one measurement", "give a second file, or --peer ENGINE to compare within this one")
+        raise ResultFileError(f"{path} holds one measurement", "give a second file, or --peer ENGINE")
     old, new = found[-2:]
     where = f"the last two measurements of {path}"
-    compared = _compare(speed_rows(old, path), speed_rows(new, path), where, confidence, paired=False)
+    compared = _compare(speed_rows(old, path), rows, where, confidence, paired=False)
     basis = f"A was measured {old.date or 'at no known date'}, B {new.date or 'at no known date'}: the last 2 of {len(found)}"
     return replace(compared, differences=(*compared.differences, *_all_apart(old, new)), basis=basis)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinyedge_bench.speed.cases import threads_text
 
 FEWEST_RUNS = 3
 _FEWEST_TO_JUDGE = 5  # with fewer runs, neither an outlier nor a trend can be told from chance
@@ -50,6 +53,18 @@ def doubts(name: str, samples: Sequence[float], held_back: str = "") -> tuple[st
             "close other programs and let it cool"
         )
     return tuple(found)
+
+
+def row_title(row: Mapping[str, Any]) -> str:
+    """What names the case of a row in these sentences: `tg128, 4 threads`, with the engine when it is a peer."""
+    threads, cache, engine = row.get("n_threads"), row.get("type_k", "f16"), row.get("engine", "tinyedge")
+    parts = (
+        (engine != "tinyedge", engine),
+        (True, row.get("test")),
+        (threads is not None, threads_text(threads)),
+        (cache != "f16", f"{cache} cache"),
+    )
+    return ", ".join(str(text) for told, text in parts if told)
 
 
 def outliers(samples: Sequence[float]) -> tuple[float, ...]:

@@ -7,26 +7,23 @@ from pathlib import PurePath
 from typing import Any
 
 from tinyedge_bench.result_files import Document
-from tinyedge_bench.speed.formats_cells import cell_text, line_text, markdown_table, number
+from tinyedge_bench.speed.cases import threads_text
+from tinyedge_bench.speed.formats_cells import cell_text, line_text, markdown_table, number, objects
+from tinyedge_bench.speed.formats_notes import notes
 
 _PUBLISHED = ("board", "model", "type", "engine", "test")  # of a published figure, the columns with text
 
 
 def below(document: Document) -> Iterator[list[str]]:
     """Blocks of lines, those that have nothing to tell empty."""
-    yield _loads(_objects(document.more.get("loads")))
+    yield _loads(objects(document.more.get("loads")))
     yield _ceilings(document.more.get("ceilings"))
-    yield _references(_objects(document.more.get("references")))
+    yield _references(objects(document.more.get("references")))
     if document.missing:
         yield ["Missing:", "", *(f"- {line_text(each.what)}: {line_text(each.reason)}" for each in document.missing)]
-    notes = list(dict.fromkeys(_notes(document)))
-    if notes:
-        yield ["Notes:", "", *(f"- {note}" for note in notes)]
+    if told := notes(document):
+        yield ["Notes:", "", *(f"- {note}" for note in told)]
     yield [_origin(document)]
-
-
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, (list, tuple)) else []
 
 
 def _loads(loads: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -53,18 +50,19 @@ def _ceilings(ceilings: Any) -> list[str]:
     if not isinstance(ceilings, Mapping):
         return []
     told = [
-        f"- reading memory, {_threads(n)}: {rate / 1e9:.1f} GB/s" for n, rate in _numbers(ceilings.get("bandwidth")).items()
+        f"- reading memory, {threads_text(cell_text(n, 8))}: {rate / 1e9:.1f} GB/s"
+        for n, rate in _numbers(ceilings.get("bandwidth")).items()
     ]
     matrix = ceilings.get("matrix")
     for backend, by_threads in matrix.items() if isinstance(matrix, Mapping) else ():
         for n, types in by_threads.items() if isinstance(by_threads, Mapping) else ():
             rates = ", ".join(f"{cell_text(name, 12)} {rate / 1e9:.0f}" for name, rate in _numbers(types).items())
-            told += [f"- multiplying matrices, {cell_text(backend, 12)}, {_threads(n)}: {rates} GFLOP/s"] if rates else []
+            told += (
+                [f"- multiplying matrices, {cell_text(backend, 12)}, {threads_text(cell_text(n, 8))}: {rates} GFLOP/s"]
+                if rates
+                else []
+            )
     return ["Ceilings measured here:", "", *told] if told else []
-
-
-def _threads(count: Any) -> str:
-    return "1 thread" if str(count) == "1" else f"{cell_text(count, 8)} threads"
 
 
 def _numbers(value: Any) -> dict[Any, float]:
@@ -92,20 +90,6 @@ def _references(references: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         *(f"{place}. {source}: {url}" for place, (source, url) in enumerate(sources, 1)),
     ]
-
-
-def _notes(document: Document) -> Iterator[str]:
-    """The warnings of the rows, and why a figure is not there."""
-    for row in document.results:
-        for key in ("warnings", "throttled"):
-            for text in row[key] if isinstance(row.get(key), (list, tuple)) else ():
-                said = line_text(text)
-                yield said if key == "warnings" else f"{line_text(row.get('test'), 40)}: throttled ({said})"
-        if row.get("energy_note") and row.get("engine", "tinyedge") == "tinyedge":
-            yield f"energy: {line_text(row['energy_note'])}"
-    for load in _objects(document.more.get("loads")):
-        if load.get("cold_note"):
-            yield f"cold load: {line_text(load['cold_note'])}"
 
 
 def _origin(document: Document) -> str:

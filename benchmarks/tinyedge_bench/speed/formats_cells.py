@@ -41,6 +41,22 @@ def _no_html(text: str) -> str:
     return text.replace("<", "&lt;")
 
 
+def file_text(row: Mapping[str, Any], limit: int = 48) -> str:
+    """The row's file, as a part of a line: of a long path the end."""
+    name = str(row.get("model_filename") or "")
+    return line_text(name if len(name) <= limit else f"…{name[1 - limit :]}")
+
+
+def several_files(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows are of more than one file."""
+    return len({str(row.get("model_filename")) for row in rows}) > 1
+
+
+def objects(value: Any) -> list[Mapping[str, Any]]:
+    """Those elements of a list that are objects."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
 def number(row: Mapping[str, Any], key: str) -> float | None:
     """The finite number that the row has under `key`, else None."""
     value = row.get(key)

@@ -6,12 +6,12 @@ Where the columns beside tokens/s would make the table wider than a terminal, th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyedge_bench.result_files import Document
 from tinyedge_bench.speed.formats_below import below
-from tinyedge_bench.speed.formats_cells import cell_text, markdown_table, number
+from tinyedge_bench.speed.formats_cells import cell_text, file_text, markdown_table, number, objects
 
 WIDTH = 100  # of a table, in columns of a terminal
 
@@ -20,24 +20,35 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column by its head: how its cell is made, and the text in it that is not worth a column where all rows have it."""
+    """A column by its head: how its cell is made, and the text in it that is not worth a column where all rows have it.
+
+    One that is `telling` is worth showing only where rows differ in it.
+    """
 
     head: str
     cell: Callable[[Row], str]
     usual: str | None = None
+    telling: bool = False
 
     def worth_showing(self, rows: Sequence[Row]) -> bool:
+        if self.telling:
+            return self.differs(rows)
         return self.usual is None or any(self.cell(row) not in ("", self.usual) for row in rows)
 
+    def differs(self, rows: Sequence[Row]) -> bool:
+        return len({self.cell(row) for row in rows}) > 1
 
-def markdown(document: Document) -> str:
+
+def markdown(document: Document, width: int | None = None) -> str:
     """The table, then loads, ceilings, published figures, what is missing, what to doubt, and the machine and versions.
 
-    Raises ValueError for a document of another kind than speed.
+    Where it is wider than `width`, what is the same in all rows stands in a line above it. A model that was not named by its
+    file is named as the user did. Raises ValueError for a document of another kind than speed.
     """
     if document.kind != "speed":
         raise ValueError(f"a table of speeds cannot show {document.kind} results")
-    blocks = [*_tables(document.results), *below(document)]
+    shown = _as_typed(document)
+    blocks = [*_tables(shown.results, width), *below(shown)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
@@ -47,16 +58,42 @@ def is_markdown(text: str) -> bool:
     return head[0] == _WHICH[0].head and all(column.head in head for column in _SPEED)
 
 
-def _tables(rows: Sequence[Row]) -> list[list[str]]:
+def _as_typed(document: Document) -> Document:
+    """The document with the names in its `typed` for those of files, as in `demo` for `demo-0123456789abcdef-Q4_K_M.gguf`."""
+    typed = document.more.get("typed")
+    if not isinstance(typed, Mapping):
+        return document
+
+    def named(each: Row) -> Row:
+        name = each.get("model_filename")
+        return {**each, "model_filename": typed.get(name, name) if isinstance(name, str) else name}
+
+    loads = [named(each) for each in objects(document.more.get("loads"))]
+    return replace(document, results=tuple(map(named, document.results)), more={**document.more, "loads": loads})
+
+
+def _tables(rows: Sequence[Row], width: int | None) -> list[list[str]]:
     """One table, or two where it would be wider than WIDTH; none without rows."""
     if not rows:
         return []
     which, speed, beside = ([column for column in part if column.worth_showing(rows)] for part in (_WHICH, _SPEED, _BESIDE))
     whole = _table([*which, *speed, *beside], rows)
-    if not beside or len(whole[0]) <= WIDTH:
+    if not beside or len(whole[0]) <= min(WIDTH, width or WIDTH):
+        return [whole] if beside else _within(width, which, speed, rows)
+    telling = [column for column in which if column.head == "test" or column.differs(rows)]
+    if any(column.telling for column in telling):
+        telling = [column for column in telling if column.head not in _OF_FILE]
+    return [*_within(width, which, speed, rows), ["Beside tokens/s:", "", *_table([*telling, *beside], rows)]]
+
+
+def _within(width: int | None, which: Sequence[_Column], speed: Sequence[_Column], rows: Sequence[Row]) -> list[list[str]]:
+    """The table; where it is wider than `width`, with the columns that are the same in all rows in a line above it."""
+    whole = _table([*which, *speed], rows)
+    if width is None or len(whole[0]) <= width:
         return [whole]
-    telling = [column for column in which if column.head == "test" or len({column.cell(row) for row in rows}) > 1]
-    return [_table([*which, *speed], rows), ["Beside tokens/s:", "", *_table([*telling, *beside], rows)]]
+    same = [column for column in which if column.head != "test" and not column.differs(rows)]
+    line = "; ".join(f"{column.head} {column.cell(rows[0])}" for column in same)
+    return [[line] if line else [], _table([*(column for column in which if column not in same), *speed], rows)]
 
 
 def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> list[str]:
@@ -124,6 +161,7 @@ def _course(key: str) -> Callable[[Row], str]:
 
 _WHICH = (
     _Column("model", _text("model_type")),
+    _Column("file", lambda row: cell_text(file_text(row)), telling=True),
     _Column("size", _size),
     _Column("params", _params),
     _Column("backend", lambda row: cell_text(row.get("backends")).upper()),
@@ -133,6 +171,7 @@ _WHICH = (
     _Column("engine", _text("engine"), usual="tinyedge"),
     _Column("test", _text("test")),
 )
+_OF_FILE = ("model", "size", "params")  # what a file's name tells, where there are several
 _SPEED = (
     _Column("t/s", _mean),
     _Column("median", _number("median_ts", ".2f")),

@@ -20,7 +20,7 @@ from tinyedge.errors import TinyEdgeError
 from tinyedge.model_probe import runnable_facts
 from tinyedge_bench.peers import Peer, open_peer
 from tinyedge_bench.result_files import Document, Missing, measured_here
-from tinyedge_bench.speed.cases import Case
+from tinyedge_bench.speed.cases import Case, threads_text
 from tinyedge_bench.speed.ceilings import Ceilings, this_ceilings
 from tinyedge_bench.speed.conditions import Sensors
 from tinyedge_bench.speed.cooling import Cooling
@@ -74,11 +74,15 @@ class _Turn:
 
 @dataclass(slots=True)
 class Measurement:
-    """Measures when `run` is called; `document` gives what there is by then, also after an interruption."""
+    """Measures when `run` is called; `document` gives what there is by then, also after an interruption.
+
+    `typed` are the names that the user gave to models whose files are called otherwise, such as `demo`.
+    """
 
     sweep: Sweep
     options: Options
     models: list[Path] = field(default_factory=list)
+    typed: dict[Path, str] = field(default_factory=dict)
     listener: Listener = field(default_factory=Listener)
     full_rounds: int = 0
     _missing: list[Missing] = field(default_factory=list)
@@ -103,7 +107,7 @@ class Measurement:
             try:
                 self._measure(group)
             except (TinyEdgeError, OSError) as error:
-                self.miss(f"{self._filename(group.path)} on {group.plan.backend}", error)
+                self.miss(f"{self._name(group.path)} on {group.plan.backend}", error)
         if self._first_error is not None and not any(timed.samples for timed, _ in self._rows):
             raise self._first_error
 
@@ -116,6 +120,7 @@ class Measurement:
             "ceilings": self._ceilings.as_json(),
             "loads": list(self._loads),
             "references": [each.as_object() for each in published],
+            "typed": {self._filename(path): name for path, name in self.typed.items()},
         }
         return measured_here("speed", results, list(dict.fromkeys(self._missing)), more)
 
@@ -135,7 +140,7 @@ class Measurement:
         try:
             facts = runnable_facts(path)
         except (TinyEdgeError, OSError) as error:
-            self.miss(self._filename(path), error)
+            self.miss(self._name(path), error)
             return []
         found, failed = groups(path, facts, self.sweep, self.options.backends, self.options.gpu_layers, this_machine())
         alike: dict[str, list[Impossible]] = {}
@@ -143,7 +148,7 @@ class Measurement:
             alike.setdefault(each.error.problem, []).append(each)
         for together in alike.values():
             titles = [self._title(each.case, each.backend) for each in together]
-            self.miss(f"{self._filename(path)}: {_listed(titles)}", together[0].error)
+            self.miss(f"{self._name(path)}: {_listed(titles)}", together[0].error)
         return found
 
     def _measure(self, group: Group) -> None:
@@ -171,14 +176,14 @@ class Measurement:
                 self.full_rounds += 1
 
     def _load(self, group: Group) -> None:
-        name = self._filename(group.path)
+        name = self._name(group.path)
         self.listener.running(self._done, self._total, f"loading {name}")
         try:
             found = measure_load(group.path, group.plan, list(group.plans))
         except (TinyEdgeError, OSError) as error:
             self.miss(f"{name}: loading on {group.plan.backend}", error)
             return
-        self._loads.append({"model_filename": name, "backends": group.plan.backend, **found.as_json()})
+        self._loads.append({"model_filename": self._filename(group.path), "backends": group.plan.backend, **found.as_json()})
 
     def _open_peers(self, group: Group, stack: ExitStack) -> Iterator[Peer]:
         for argument in self.options.peers:
@@ -197,7 +202,7 @@ class Measurement:
         self._rows.append((ours, subject))
         yield _Turn(
             timed=ours,
-            title=f"{subject.filename}: {self._title(case, case.backend)}",
+            title=f"{self._name(group.path)}: {self._title(case, case.backend)}",
             fate=case,
             prepare=partial(runs.prepare, case),
             run=partial(runs.timed, case),
@@ -259,14 +264,18 @@ class Measurement:
         """The case with what tells it from the sweep's others."""
         parts = (
             (True, case.name),
-            (len(self.sweep.threads) > 1, case.threads_text),
+            (len(self.sweep.threads) > 1, threads_text(case.threads)),
             (len(self.sweep.kv_types) > 1, f"{case.kv_type.lower()} cache"),
             (self.options.backends != ("auto",), backend),
         )
         return ", ".join(text for told, text in parts if told)
 
     def _peer_title(self, name: str, group: Group) -> str:
-        return f"peer {name} for {self._filename(group.path)}" if len(self.models) > 1 else f"peer {name}"
+        return f"peer {name} for {self._name(group.path)}" if len(self.models) > 1 else f"peer {name}"
+
+    def _name(self, path: Path) -> str:
+        """What the user calls the model."""
+        return self.typed.get(path) or self._filename(path)
 
     def _filename(self, path: Path) -> str:
         """The file's name; its path where another model has the same name."""

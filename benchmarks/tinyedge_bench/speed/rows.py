@@ -11,7 +11,7 @@ from tinyedge.model_facts import ModelFacts
 from tinyedge_bench.speed.cases import Case
 from tinyedge_bench.speed.ceilings import Ceilings
 from tinyedge_bench.speed.conditions import Observed, clocks, held_back, joules_per_token, temperatures, throttled
-from tinyedge_bench.speed.doubts import doubts
+from tinyedge_bench.speed.doubts import doubts, row_title
 from tinyedge_bench.speed.runs import Sample
 
 _FLASH_AUTO = -1  # llama_flash_attn_type
@@ -64,7 +64,7 @@ def row(timed: Timed, subject: Subject, ceilings: Ceilings) -> dict[str, Any]:
     speeds = [case.tokens / each for each in seconds]
     first = [sample.first_token_s for sample in timed.samples if sample.first_token_s is not None]
     joules, note = joules_per_token(seen, case.tokens) if timed.engine.ours else (None, _NOT_OURS)
-    return {
+    found: dict[str, Any] = {
         "model_filename": subject.filename,
         "model_type": subject.description,
         "model_size": facts.weight_bytes,
@@ -100,19 +100,10 @@ def row(timed: Timed, subject: Subject, ceilings: Ceilings) -> dict[str, Any]:
         "temperature_c": temperatures(seen),
         "clock_mhz": clocks(seen),
         "throttled": throttled(seen),
-        "warnings": [*doubts(_title(timed), speeds, held_back(seen)), *timed.notes],
     }
+    return {**found, "warnings": [*doubts(row_title(found), speeds, held_back(seen)), *timed.notes]}
 
 
 def _spread(values: list[float]) -> float:
     """The standard deviation of the sample (divided by n - 1), as llama-bench gives it; 0 for a single run."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _title(timed: Timed) -> str:
-    """What names the case in a sentence: `tg128, 4 threads`, with the engine when it is a peer."""
-    case = timed.case
-    plural = "s" if case.threads > 1 else ""
-    cache = "" if case.kv_type == "F16" else f", {case.kv_type.lower()} cache"
-    engine = "" if timed.engine.ours else f"{timed.engine.name}, "
-    return f"{engine}{case.name}, {case.threads} thread{plural}{cache}"

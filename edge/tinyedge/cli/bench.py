@@ -185,9 +185,14 @@ def _find(models: list[str], measurement: Measurement) -> None:
 
     for argument in dict.fromkeys(models):
         try:
-            measurement.models.append(resolve_model(argument))
+            path = resolve_model(argument)
         except TinyEdgeError as error:
             measurement.miss(argument, error)
+            continue
+        measurement.models.append(path)
+        name = Path(argument).name if Path(argument).exists() else argument
+        if name not in ("", path.name, *measurement.typed.values()):
+            measurement.typed[path] = name
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +87,10 @@ def give(document: Document, format_name: str, output: Path | None) -> None:
     from tinyedge_bench.speed.formats import render
 
     if output is None:
-        write_text(render(document, format_name), now=True)
-        if format_name != "md":
+        if format_name == "md":
+            _show(document)
+        else:
+            write_text(render(document, format_name), now=True)
             _tell(document)
         return
     try:
@@ -94,7 +98,15 @@ def give(document: Document, format_name: str, output: Path | None) -> None:
     except (TinyEdgeError, OSError):
         write_text(render(document, "json" if format_name == "sqlite" else format_name), now=True)
         raise
-    write_text(render(document, "md"), now=True)
+    _show(document)
+
+
+def _show(document: Document) -> None:
+    """The tables for people, no wider than a terminal where that can be had."""
+    from tinyedge_bench.speed.formats_table import markdown
+
+    on_screen = sys.stdout is not None and sys.stdout.isatty()
+    write_text(markdown(document, shutil.get_terminal_size().columns if on_screen else None), now=True)
 
 
 def write(document: Document, format_name: str, output: Path) -> None:
@@ -115,8 +127,9 @@ def write(document: Document, format_name: str, output: Path) -> None:
 
 def _tell(document: Document) -> None:
     """What a person must know of the results, where what is printed is for programs."""
-    for row in document.results:
-        for warning in row["warnings"]:
-            status(f"note: {printable(warning, 400)}")
+    from tinyedge_bench.speed.formats_notes import row_notes
+
+    for note in row_notes(document):
+        status(f"note: {printable(note, 600)}")
     for each in document.missing:
         status(f"missing: {printable(each.what)}: {printable(each.reason, 400)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.evaluate_options import QualityOptions, given_text
+from tinyedge.cli.evaluate_options import QualityOptions, TaskOptions, given_text
 from tinyedge.cli.option_groups import with_option_groups
 from tinyedge.cli.output import on_terminal, printable
 
@@ -34,7 +34,7 @@ def eval_sweep(
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE", help="Measure quality over this text; - is stdin.", show_default=False)
     ],
-    how: QualityOptions,
+    *,
     types: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +53,8 @@ def eval_sweep(
             "--base", metavar="[F16|BF16|F32|FILE]", help="What to compare with.", show_default="the weights unchanged"
         ),
     ] = None,
+    asked: TaskOptions,
+    how: QualityOptions,
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, max=100_000, help="Prompt tokens of the speed test.")] = 128,
     generate: Annotated[int, typer.Option("-n", "--generate", min=0, max=100_000, help="Generated tokens of it.")] = 64,
     runs: Annotated[int, typer.Option("-r", "--runs", min=0, max=10_000, help="Timed runs of each; 0 leaves speed out.")] = 3,
@@ -61,7 +63,8 @@ def eval_sweep(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the JSON object to a file too.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the results to FILE.json, FILE.csv or FILE.md too."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw size against KL divergence.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
@@ -76,20 +79,22 @@ def eval_sweep(
     from tinyedge.native import log
     from tinyedge_bench.quality.sweep import DEFAULT_TYPES, DEFAULT_TYPES_WITH_IMATRIX, SweepInterrupted, SweepWishes, sweep
 
+    defaults = DEFAULT_TYPES if imatrix is None else DEFAULT_TYPES_WITH_IMATRIX
+    names = defaults if types is None else _listed(types)
     if output is not None:
         check_output(output, "sweep")
     log.set_verbose(verbose)
-    defaults = DEFAULT_TYPES if imatrix is None else DEFAULT_TYPES_WITH_IMATRIX
     wishes = SweepWishes(
         checkpoint=_checkpoint(checkpoint),
-        types=defaults if types is None else _listed(types),
+        types=names,
         text=given_text(text),
         base=base,
         context=how.ctx,
         stride=how.stride,
         chunks=how.chunks,
-        tasks=tuple(how.task or ()),
-        limit=how.limit,
+        tasks=tuple(asked.task or ()),
+        shots=asked.shots,
+        limit=asked.limit,
         prompt=prompt,
         generate=generate,
         runs=runs if prompt or generate else 0,
@@ -117,10 +122,13 @@ def _checkpoint(argument: str) -> Path:
 
 
 def _listed(types: str) -> tuple[str, ...]:
+    """The names, each of a type that there is. Raises UnknownTypeError."""
+    from tinyedge_quantize.recipes import find_recipe
+
     names = tuple(filter(None, (name.strip() for name in types.split(","))))
     if not names:
         raise typer.BadParameter("name at least one type, such as Q4_K_M", param_hint="--types")
-    return names
+    return tuple(find_recipe(name).name for name in names)
 
 
 def _show(document: Document, output: Path | None, *, as_json: bool, plot: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tinyedge.cli.evaluate_cells import Row, cut_warnings, quality_columns, quality_table, tasks_once, told
+from tinyedge.cli.evaluate_cells import Row, cut_warnings, quality_columns, quality_table, task_notes, tasks_once, told
 from tinyedge.cli.output import format_bytes, printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ def notes(document: Document) -> Iterator[str]:
     yield from map(told, tasks_once(rows))
     for warning in cut_warnings(rows):
         yield f"warning: {warning}"
+    for note in task_notes(rows):
+        yield f"note: {note}"
+    for row in rows:
+        yield from (f"note: {warning}" for warning in row.get("warnings", ()))
     for each in document.missing:
         yield f"missing: {each.what} ({each.reason})"
 

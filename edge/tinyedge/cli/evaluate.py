@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyedge.cli.evaluate_options import QualityOptions, given_text
+from tinyedge.cli.evaluate_options import QualityOptions, TaskOptions, given_text
 from tinyedge.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def evaluate(
         list[str],
         typer.Argument(metavar="MODEL...", help="GGUF files, checkpoints, pulled names, or `demo`.", show_default=False),
     ],
-    how: QualityOptions,
+    *,
     text: Annotated[
         Path | None, typer.Option("--text", metavar="FILE", help="Measure perplexity over this text; - is stdin.")
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="Measure KL divergence from this model, best the F16 one.")
     ] = None,
-    shots: Annotated[int, typer.Option("--shots", min=0, max=100, help="Solved examples before each question.")] = 0,
+    asked: TaskOptions,
+    how: QualityOptions,
     type_name: Annotated[
         str, typer.Option("-t", "--type", metavar="TYPE", help="What a checkpoint is converted to before.")
     ] = DEFAULT_TYPE,
@@ -51,7 +52,8 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the JSON object to a file too.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the results to FILE.json, FILE.csv or FILE.md too."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw accuracies, or perplexity, over the models as given.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
@@ -60,13 +62,14 @@ def evaluate(
 
     Perplexity and KL divergence are llama-perplexity's, without a file of logits between.
     """
+    from tinyedge.cli.app import USAGE_ERROR
     from tinyedge.cli.evaluate_output import check_output
     from tinyedge.cli.evaluate_progress import progress_bar
     from tinyedge.native import log
     from tinyedge_bench.quality.evaluation import Evaluation, Wanted
 
-    if text is None and not how.task:
-        raise typer.BadParameter("give a text with --text, or questions with --task", param_hint="--text")
+    if text is None and not asked.task:
+        raise USAGE_ERROR("give a text with --text, or questions with --task")
     if base is not None and text is None:
         raise typer.BadParameter("a base is compared over a text: give one with --text", param_hint="--base")
     if output is not None:
@@ -77,9 +80,9 @@ def evaluate(
         context=how.ctx,
         stride=how.stride,
         chunks=how.chunks,
-        tasks=tuple(how.task or ()),
-        shots=shots,
-        limit=how.limit,
+        tasks=tuple(asked.task or ()),
+        shots=asked.shots,
+        limit=asked.limit,
         threads=how.threads,
         backend=how.backend,
         gpu_layers=gpu_layers,

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 Row = Mapping[str, Any]
+_FEW_QUESTIONS = 30  # a share of 50% of fewer has a standard error of more than 9%
 
 
 def quality_table(columns: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[str]:
@@ -38,10 +39,11 @@ def _task_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The figure that is usual for each task of each row, their mean where a row has them all, and at the end the chance."""
     tasks = tasks_once(rows)
     names, chances = [task["task"] for task in tasks], [task["chance"] for task in tasks]
+    heads = [f"{task['task']} {task['metric'].replace('accuracy', 'acc')}" for task in tasks]  # lm-evaluation-harness's words
     asked = [{task["task"]: task for task in row.get("tasks", ())} for row in rows]
     columns = {
-        name: [*(_accuracy(each.get(name)) for each in asked), f"{100 * chance:.2f}%"]
-        for name, chance in zip(names, chances, strict=True)
+        head: [*(_accuracy(each.get(name)) for each in asked), f"{100 * chance:.2f}%"]
+        for head, name, chance in zip(heads, names, chances, strict=True)
     }
     if len(names) > 1:
         means = [_mean([task[task["metric"]] for task in each.values()], len(names)) for each in asked]
@@ -61,6 +63,15 @@ def tasks_once(rows: Sequence[Row]) -> list[Row]:
 def told(task: Row) -> str:
     """`hellaswag: 400 questions of hellaswag_val.jsonl, accuracy_norm, 0-shot`."""
     return f"{task['task']}: {task['questions']} questions of {task['file']}, {task['metric']}, {task['shots']}-shot"
+
+
+def task_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What to know of tasks that ask little, and of those whose name is a guess, a sentence each."""
+    for task in tasks_once(rows):
+        if task["questions"] < _FEW_QUESTIONS:
+            yield f"{task['task']}: fewer than {_FEW_QUESTIONS} questions tell little"
+        if task["guessed"]:
+            yield f"{task['file']} is taken for {task['task']}; name it NAME={task['file']} where it is another's"
 
 
 def cut_warnings(rows: Sequence[Row]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tinyedge.cli.evaluate_cells import Row, cut_warnings, quality_columns, quality_table, told
+from tinyedge.cli.evaluate_cells import Row, cut_warnings, quality_columns, quality_table, task_notes, told
 from tinyedge.cli.output import format_bytes, format_seconds, printable
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def notes(document: Document) -> Iterator[str]:
             yield f"{row['model_filename']}: {part}"
         for warning in cut_warnings([row]):
             yield f"warning: {row['model_filename']}: {warning}"
+    for note in task_notes(document.results):
+        yield f"note: {note}"
     for each in document.missing:
         yield f"missing: {each.what} ({each.reason})"
 
@@ -39,7 +41,8 @@ def _timings(row: Row) -> Iterator[str]:
     if perplexity:
         read, seconds = perplexity["chunks"] * perplexity["n_ctx"], perplexity["seconds"]
         beside = " beside the base" if "divergence" in row else ""
-        windows = f"{perplexity['chunks']} windows of {perplexity['n_ctx']} tokens of {perplexity['text']}"
+        count = f"{perplexity['chunks']} window{'s' * (perplexity['chunks'] != 1)}"
+        windows = f"{count} of {perplexity['n_ctx']} tokens of {perplexity['text']}"
         yield f"{windows}, {perplexity['tokens']} scored, in {format_seconds(seconds)} ({read / seconds:,.0f} tokens/s{beside})"
     for task in row.get("tasks", ()):
         yield f"{told(task)}, in {format_seconds(task['seconds'])}"

@@ -17,8 +17,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """A group for `option_groups`: which questions are asked, and how."""
+
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="[NAME=]FILE[,EXAMPLES]",
+            help="Questions as published: hellaswag, winogrande, piqa, boolq, openbookqa, arc_easy, arc_challenge, mmlu (a "
+            "folder); several.",
+        ),
+    ] = None
+    shots: Annotated[int, typer.Option("--shots", min=0, max=100, help="Solved examples before each question.")] = 0
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", callback=within(1, MAX_TOKENS), help="Most questions per task, of MMLU per subject.", show_default="all"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityOptions:
-    """A group for `option_groups`: which windows of a text are read, which questions are asked, and where."""
+    """A group for `option_groups`: which windows of a text are read, and where."""
 
     ctx: Annotated[
         int | None,
@@ -32,16 +54,6 @@ class QualityOptions:
     ] = None
     chunks: Annotated[
         int | None, typer.Option("--chunks", callback=within(1, MAX_TOKENS), help="Most windows.", show_default="all")
-    ] = None
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="[NAME=]FILE", help="Ask these multiple-choice questions; several."),
-    ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", callback=within(1, MAX_TOKENS), help="Most questions per task, of MMLU per subject.", show_default="all"
-        ),
     ] = None
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=512, help="CPU threads.", show_default="performance cores")

@@ -61,7 +61,7 @@ def read_task(argument: str) -> Task:
 
 
 def _read(name: str, file: Path, examples: Path | None = None) -> Task:
-    name = name or _guessed(file)
+    guessed, name = not name, name or _guessed(file)
     questions = _questions(name, file, "test")
     if not questions:
         raise TaskFileError(f"{file.name} holds no questions")
@@ -75,6 +75,7 @@ def _read(name: str, file: Path, examples: Path | None = None) -> Task:
         file=file.name,
         metric=metric,
         normed=metric == ACCURACY_NORM,
+        guessed=guessed and name == "arc_easy" and "easy" not in file.name.lower(),  # ARC's challenge has the same fields
         questions=questions,
         examples=shown,
         headings={each.subject: mmlu.heading(each.subject) for each in questions} if name == "mmlu" else {},

@@ -34,14 +34,16 @@ class Question:
 class Task:
     """The questions of one file or folder. `metric` is the one its results are usually given in.
 
-    `normed` says whether the other, accuracy by length, is given for it at all. `headings` precede everything, by subject;
-    `examples` are solved ones to show first, by subject.
+    `normed` says whether the other, accuracy by length, is given for it at all; `guessed` that only its fields, which another
+    task has too, gave it its name. `headings` precede everything, by subject; `examples` are solved ones to show first, by
+    subject.
     """
 
     name: str
     file: str
     metric: str
     normed: bool
+    guessed: bool = False
     questions: tuple[Question, ...]
     examples: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     headings: Mapping[str, str] = field(default_factory=dict)
