@@ -77,6 +77,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "one-pass": readme_figures.one_pass,
     "one-pass-types": readme_figures.one_pass_types,
     "speed": readme_figures.speed,
+    "parity": readme_figures.parity,
     "depth": readme_figures.depth,
     "batch": readme_figures.batch,
     "runtime": readme_figures.runtime,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
-from tinyedge_bench.results import kept
+from tinyedge_bench.results import RESULTS, kept
+from tinyedge_bench.speed.compare import compare_peer
 
 
 def _megabytes(count: int) -> str:
@@ -98,16 +98,25 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def speed() -> str:
-    result = kept("speed")
-    ours = [row for row in result["results"] if row["engine"] == "tinyedge"]
-    peers = list(dict.fromkeys(row["engine"] for row in result["results"] if row["engine"] != "tinyedge"))
-    rows = [f"| test | tinyedge | {' | '.join(f'{peer} | ratio' for peer in peers)} |", "|---|---|" + "---|---|" * len(peers)]
-    for row in ours:
-        cells = [row["test"], _tokens_per_s(row)]
-        for peer in peers:
-            other = next((each for each in result["results"] if each["engine"] == peer and each["test"] == row["test"]), None)
-            cells += [_tokens_per_s(other), f"**{_paired_ratio(row, other):.3f}**"] if other else ["", ""]
-        rows.append(f"| {' | '.join(cells)} |")
+    return _beside_peers("speed")
+
+
+def parity() -> str:
+    return _beside_peers("parity")
+
+
+def _beside_peers(name: str) -> str:
+    """A row for each test and peer: both medians, the ratio run by run and its interval."""
+    result = kept(name)
+    peers = dict.fromkeys(row["engine"] for row in result["results"] if row["engine"] != "tinyedge")
+    rows = ["| test | threads | tinyedge | beside it | ratio | 95% interval |", "|---|---|---|---|---|---|"]
+    for peer in peers:
+        for case in compare_peer(RESULTS / f"{name}.json", peer).cases:
+            theirs, ours, ratio = case.first, case.second, case.ratio
+            rows.append(
+                f"| {ours.test} | {ours.threads} | {ours.median:.2f} tokens/s | {peer} {theirs.median:.2f} tokens/s "
+                f"| **{ratio.value:.3f}** | {ratio.low:.3f} to {ratio.high:.3f} |"
+            )
     return "\n".join(rows) + f"\n\n{_document_note(result)}\n"
 
 
@@ -179,11 +188,6 @@ def _tokens_per_s(row: dict[str, Any]) -> str:
 
 def _of_ceiling(share: float | None) -> str:
     return "" if share is None else f"{share:.0%} of the ceiling"
-
-
-def _paired_ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
-    """The median of the ratios run by run, which were taken in turn."""
-    return float(statistics.median(ours / theirs for ours, theirs in zip(row["samples_ts"], other["samples_ts"], strict=True)))
 
 
 def _document_note(result: dict[str, Any]) -> str:
