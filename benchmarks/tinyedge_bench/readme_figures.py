@@ -169,7 +169,7 @@ def quality() -> str:
     for row in sorted(result["results"], key=lambda row: -row["file_bytes"]):
         divergence, perplexity = row.get("divergence"), row["perplexity"]
         apart = (
-            f"{divergence['mean_kl']:.5f} ± {divergence['mean_kl_error']:.5f} | {divergence['kl_percentiles']['99.0']:.4f} "
+            f"{divergence['mean_kl']:.6f} ± {divergence['mean_kl_error']:.6f} | {divergence['kl_percentiles']['99.0']:.4f} "
             f"| {divergence['same_top']:.2%}"
             if divergence
             else " | | "

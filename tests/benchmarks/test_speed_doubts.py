@@ -33,7 +33,7 @@ def test_a_run_far_from_the_others_is_an_outlier() -> None:
     samples = (60.0, 61.0, 62.0, 61.5, 5.0)
     assert outliers(samples) == (5.0,)
     (said,) = doubts("tg128", samples)
-    assert said.startswith("tg128: 1 of 5 runs is far from the others (5, median 61 tokens/s); close other programs")
+    assert said.startswith("tg128: 1 of 5 runs is far from the others (5.0, median 61.0 tokens/s); close other programs")
     assert doubts("tg128", (5.0, *samples, 61.4))[0].startswith("tg128: 2 of 7 runs are far from the others (5, 5, median 61 ")
 
 

@@ -33,11 +33,11 @@ def doubts(name: str, samples: Sequence[float], held_back: str = "") -> tuple[st
         return tuple(found)
     strays, change = outliers(samples), drift(samples)
     if strays:
-        which = ", ".join(f"{value:.4g}" for value in strays)
+        which = ", ".join(f"{value:.1f}" for value in strays)
         are = "are" if len(strays) > 1 else "is"
         found.append(
             f"{name}: {len(strays)} of {len(samples)} runs {are} far from the others ({which}, median "
-            f"{statistics.median(samples):.4g} tokens/s); close other programs and measure again"
+            f"{statistics.median(samples):.1f} tokens/s); close other programs and measure again"
         )
     if change:
         word, hint = (
