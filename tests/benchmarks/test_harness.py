@@ -130,6 +130,16 @@ def test_a_damaged_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
         TinyedgeLM(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, "no model is named"), ({"pretrained": "x.gguf", "n_ctx": 5}, "the model takes no n_ctx")]
+)
+def test_arguments_that_are_missing_or_unknown_are_named(given: dict[str, Any], said: str) -> None:
+    from tinyedge_bench.harness import TinyedgeLM
+
+    with pytest.raises(EvaluationError, match=said):
+        TinyedgeLM(**given)
+
+
 def test_without_the_harness_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     harness = importlib.import_module("tinyedge_bench.harness")
     command = importlib.import_module("tinyedge_bench.harness.__main__")
@@ -165,6 +175,9 @@ def test_wishes_of_a_task_are_heeded_or_refused(demo: Path) -> None:
             model.apply_chat_template([{"role": "user", "content": "hi"}])
         with pytest.raises(EvaluationError, match="65 stop strings and at most 64"):
             model.generate_until(_instances(("x", {"until": [str(number) for number in range(65)]})))
+        for until in (5, [5], {"a": "b"}):
+            with pytest.raises(EvaluationError, match="`until` is a text or a list of texts"):
+                model.generate_until(_instances(("x", {"until": until})))
         for wish in ({"max_gen_toks": "x"}, {"temperature": "hot"}, {"top_k": float("nan")}, {"do_sample": True, "seed": -1}):
             with pytest.raises(EvaluationError, match="not a number from 0 on"):
                 model.generate_until(_instances(("x", wish)))

@@ -34,7 +34,8 @@ def test_a_run_far_from_the_others_is_an_outlier() -> None:
     assert outliers(samples) == (5.0,)
     (said,) = doubts("tg128", samples)
     assert said.startswith("tg128: 1 of 5 runs is far from the others (5.0, median 61.0 tokens/s); close other programs")
-    assert doubts("tg128", (5.0, *samples, 61.4))[0].startswith("tg128: 2 of 7 runs are far from the others (5.0, 5.0, median 61.0 ")
+    two = doubts("tg128", (5.0, *samples, 61.4))[0]
+    assert two.startswith("tg128: 2 of 7 runs are far from the others (5.0, 5.0, median 61.0 ")
 
 
 def test_outliers_are_those_of_the_modified_z_score() -> None:

@@ -33,6 +33,7 @@ from tinyedge_bench.result_files import build_object
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm_eval's order of precedence
 _CHOICES = {"temperature": float, "top_k": int, "top_p": float, "seed": int}
 _MOST = {"threads": 512, "batch": 1 << 16}  # more threads make llama.cpp end the process
+_CHANGE_UNTIL = "change `until` in the task's generation_kwargs"
 _MEANS_NOTHING = ("do_sample", "until", *_LENGTHS, *_CHOICES)
 _BACKENDS = {"cpu": "cpu", "cuda": "cuda", "mps": "metal"}  # torch's names of devices, for the harness's --device
 
@@ -51,7 +52,7 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | None = None,
         *,
         ctx: int | None = None,
         threads: int | None = None,
@@ -62,8 +63,14 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
         max_gen_toks: int = 256,
         device: str | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if pretrained is None:
+            raise EvaluationError("no model is named", "add pretrained=MODEL.gguf to --model_args")
+        if unknown:
+            known = "pretrained, ctx, threads, backend, gpu_layers, batch and max_gen_toks"
+            raise EvaluationError(f"the model takes no {', '.join(unknown)}", f"--model_args may have {known}")
         given = {"ctx": ctx, "threads": threads, "batch": batch, "max_gen_toks": max_gen_toks, "max_batch_size": max_batch_size}
         for name, value in given.items():
             most = _MOST.get(name, 2**31 - 1)
@@ -196,11 +203,14 @@ class TinyedgeLM(TemplateLM):  # type: ignore[misc]
             if name not in _MEANS_NOTHING:
                 _say_once(f"generation argument {name!r} is not known here and does nothing")
         until = wishes.get("until") or []
-        stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        several = [until] if isinstance(until, str) else until
+        if not (isinstance(several, list | tuple) and all(isinstance(stop, str) for stop in several)):
+            raise EvaluationError(f"`until` is a text or a list of texts, not {until!r:.40}", _CHANGE_UNTIL)
+        stops = [stop for stop in several if stop]
         try:
             StopMatcher(stops)
         except ValueError as error:
-            raise EvaluationError(str(error), "change `until` in the task's generation_kwargs") from None
+            raise EvaluationError(str(error), _CHANGE_UNTIL) from None
         chosen = {name: _number(name, wishes[name], kind) for name, kind in _CHOICES.items() if wishes.get(name) is not None}
         if wishes.get("do_sample") is False:
             chosen["temperature"] = 0.0
