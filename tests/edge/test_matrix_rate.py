@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +36,17 @@ for _ in range(8):
     best = min(best, time.perf_counter() - begun)
 print(2 * 2048 * 2304 * 512 / best)
 """
+# In a process of its own: what the tests before have freed would hide, or seem, what is kept.
+COST = """
+import json, time
+import psutil
+from tinyedge.machine.matrix_rate import measure_matrix_rate
+measure_matrix_rate(seconds=0.1)
+before, begun = psutil.Process().memory_info().rss, time.monotonic()
+found = measure_matrix_rate("cpu", [1])
+seconds, kept = time.monotonic() - begun, psutil.Process().memory_info().rss - before
+print(json.dumps({"seconds": seconds, "bytes": kept, "flops": {count: dict(rates) for count, rates in found.flops.items()}}))
+"""
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
 
 
@@ -53,16 +63,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_takes_a_few_seconds_at_most_and_gives_the_memory_back() -> None:
-    import psutil
-
-    measure_matrix_rate(seconds=0.1)
-    before, begun = psutil.Process().memory_info().rss, time.monotonic()
-    found = measure_matrix_rate("cpu", [1])
-    assert time.monotonic() - begun < 9  # about three on a machine that does nothing else
-    assert psutil.Process().memory_info().rss - before < 32 << 20
-    assert found.flops.keys() == {1}
-    assert set(found.at(1)) == set(TYPES)
-    assert all(rate > 1e8 for rate in found.at(1).values())
+    told = json.loads(subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True).stdout)
+    assert told["seconds"] < 9  # about three on a machine that does nothing else
+    assert told["bytes"] < 32 << 20
+    (rates,) = told["flops"].values()
+    assert set(rates) == set(TYPES)
+    assert all(rate > 1e8 for rate in rates.values())
 
 
 def test_float32_is_not_far_from_the_blas_of_numpy() -> None:
