@@ -17,7 +17,11 @@ from formats_documents import LLAMA_BENCH_CSV, LLAMA_BENCH_JSONL, document, row
 from tinyedge.errors import ResultFileError
 from tinyedge_bench.result_files import Document
 from tinyedge_bench.speed.formats import append_sqlite, render
-from tinyedge_bench.speed.read_speed import read_document, read_documents, read_speed
+from tinyedge_bench.speed.read_speed import SpeedRow, read_document, read_documents, speed_rows
+
+
+def read_speed(path: Path) -> tuple[SpeedRow, ...]:
+    return speed_rows(read_document(path), path)
 
 
 def _write(made: Document, path: Path, form: str) -> Path:
@@ -49,8 +53,7 @@ def test_rows_of_speed_say_what_was_measured(tmp_path: Path) -> None:
     assert one.samples == pytest.approx((100.0, 101.0, 102.0, 103.0, 104.0), rel=1e-8)
     assert (one.median, one.mean, one.deviation) == pytest.approx((102.0, 102.0, 1.5811388), rel=1e-6)
     assert (one.backend, one.engine, one.type_k, one.model_n_params) == ("cpu", "tinyedge", "f16", 3836672)
-    assert one.temperature_c == (45.0, 61.0, 58.0) and one.clock_mhz == ()
-    assert found[0].ttft_ns == 160_000_000 and found[0].matrix_share == 0.57
+    assert found[0].matrix_share == 0.57
 
 
 def test_llama_benchs_csv_has_means_but_no_samples(tmp_path: Path) -> None:

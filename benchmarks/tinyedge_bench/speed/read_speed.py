@@ -29,7 +29,6 @@ class SpeedRow:
 
     model_filename: str
     model_type: str
-    model_size: int | None
     model_n_params: int | None
     engine: str
     engine_version: str
@@ -51,19 +50,10 @@ class SpeedRow:
     mean: float
     deviation: float
     median: float
-    ttft_ns: float | None
     bytes_per_s: float | None
     bandwidth_share: float | None
     flops: float | None
     matrix_share: float | None
-    energy_j_per_token: float | None
-    temperature_c: tuple[float | None, ...]
-    clock_mhz: tuple[float | None, ...]
-
-
-def read_speed(path: Path) -> tuple[SpeedRow, ...]:
-    """The rows of the newest measurement in the file. Raises ResultFileError, OSError."""
-    return speed_rows(read_document(path), path)
 
 
 def read_document(path: Path) -> Document:
@@ -112,7 +102,6 @@ def _speed_row(row: Values) -> SpeedRow:
     return SpeedRow(
         model_filename=row.text("model_filename"),
         model_type=row.text("model_type"),
-        model_size=row.count("model_size"),
         model_n_params=row.count("model_n_params"),
         engine=row.text("engine") or "tinyedge",
         engine_version=row.text("engine_version"),
@@ -134,14 +123,10 @@ def _speed_row(row: Values) -> SpeedRow:
         mean=mean,
         deviation=(stdev(samples) if len(samples) > 1 else 0.0) if samples else row.number("stddev_ts") or 0.0,
         median=median(samples) if samples else mean,
-        ttft_ns=row.number("ttft_ns"),
         bytes_per_s=row.number("bytes_per_s"),
         bandwidth_share=row.number("bandwidth_share"),
         flops=row.number("flops"),
         matrix_share=row.number("matrix_share"),
-        energy_j_per_token=row.number("energy_j_per_token"),
-        temperature_c=row.numbers("temperature_c"),
-        clock_mhz=row.numbers("clock_mhz"),
     )
 
 

@@ -35,7 +35,7 @@ from tinyedge.cli import (
     verify,
     wheel,
 )
-from tinyedge.cli.option_groups import with_metavars
+from tinyedge.cli.option_groups import USAGE_ERROR, with_metavars
 from tinyedge.cli.output import print_line, printable, status
 from tinyedge.errors import OutputError, TinyEdgeError
 
@@ -53,9 +53,6 @@ _SYSTEM_REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOMEM: "free some memory",
 }
-
-# click's UsageError, from whichever click this typer uses: newer ones carry their own.
-USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 class _Commands(TyperGroup):

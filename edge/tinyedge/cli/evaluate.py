@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyedge.cli.evaluate_options import QualityOptions, TaskOptions, given_text
-from tinyedge.cli.option_groups import with_option_groups
+from tinyedge.cli.option_groups import USAGE_ERROR, with_option_groups
 
 if TYPE_CHECKING:
     from tinyedge_bench.quality.evaluation import Subject
@@ -62,7 +62,6 @@ def evaluate(
 
     Perplexity and KL divergence are llama-perplexity's, without a file of logits between.
     """
-    from tinyedge.cli.app import USAGE_ERROR
     from tinyedge.cli.evaluate_output import check_output
     from tinyedge.cli.evaluate_progress import progress_bar
     from tinyedge.native import log

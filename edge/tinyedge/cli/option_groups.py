@@ -20,6 +20,8 @@ from typing import Any
 import typer
 from typer.models import OptionInfo
 
+# click's UsageError, from whichever click this typer uses: newer ones carry their own.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
